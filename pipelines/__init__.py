@@ -1,0 +1,1 @@
+"""The stages: each reads files, calls `raters`, writes files, and never imports another."""

@@ -1,0 +1,36 @@
+"""How every stage is called: one clear line and an exit status instead of a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from raters.records import JudgeseyeError
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells expect it."""
+
+
+def run_command(stage: str, main: Callable[[Sequence[str]], int]) -> int:
+    """Run a stage on the command line's arguments and return its exit status.
+
+    Args:
+        stage: Its name, for error lines.
+        main: Takes the arguments and returns the status. What it raises on purpose becomes one line.
+    """
+    try:
+        return main(sys.argv[1:])
+    except JudgeseyeError as error:
+        print(f"{stage}: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); nothing is left to say, also not at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"{stage}: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{stage}: interrupted", file=sys.stderr)
+        return INTERRUPTED

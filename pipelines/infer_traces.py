@@ -1,0 +1,544 @@
+"""Stage: infer the reasoning behind label-only annotations by rejection sampling.
+
+A model rates each item up to k times without seeing the label. Draws whose verdict equals the person's label are
+kept, and their reasoning stands in for the person's own (Zhang et al. 2026).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipelines.command import INTERRUPTED, run_command
+from pipelines.options import StageOptions, parse_options
+from raters.journal import to_line, write_atomically
+from raters.ledger import UNDRAWN
+from raters.records import ConfigError
+
+if TYPE_CHECKING:
+    from raters.corpora import Corpus, Dimension
+    from raters.gold import GoldMethod, LabelTable
+    from raters.journal import Journal, Record
+    from raters.ledger import Ledger
+    from raters.models.protocol import Model
+    from raters.observations import Observations
+    from raters.questions import Question
+    from raters.runs import RunFolder
+    from raters.sampling import SamplingOptions
+    from raters.splits import Split
+
+STAGE = "infer_traces"
+DESCRIPTION = """\
+Infer the thinking behind label-only annotations: draw up to k ratings for each item from a model that does not see
+the label, keep those that agree with the person, with their reasoning.
+
+Writes to --out: candidates.jsonl (every draw), traces.jsonl (kept ones), unmatched.jsonl, summary.json,
+utilisation.svg, split.json, manifest.json. The same command again continues where it stopped."""
+
+
+class InferTracesOptions(StageOptions):
+    """Options of infer_traces."""
+
+    corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
+    dimension: str | None = Field(None, description="which question of the corpus; needed if it has several")
+    split: Literal["train", "dev", "test", "all"] = Field("train", description="which part of the corpus to draw for")
+    split_seed: int = Field(0, description="seed of the 70/15/15 split by group")
+    limit: int | None = Field(None, ge=1, description="most items; a larger limit later goes on with more")
+    labels: Literal["median", "majority", "mean", "paper", "per-annotator"] | None = Field(
+        None,
+        description="how several people's labels become one (default: median on ordinal, majority on nominal and "
+        "pairwise, mean on interval scales); per-annotator keeps a trace for each person's own",
+    )
+    model: str = Field("embedded", description="embedded, hf/<path or id>, or openai/<name>")
+    base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
+    adapter: str | None = Field(None, description="LoRA adapter folder for hf/<path or id>")
+    batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
+    prompt: str | None = Field(None, description="prompt of prompts/ or a .md file (default: the model's own)")
+    k: int = Field(16, ge=1, description="most draws for an item; a larger k later goes on with more")
+    strategy: Literal["adaptive", "fixed"] | None = Field(
+        None, description="adaptive stops an item at its first acceptance (default), fixed makes all k draws"
+    )
+    keep: Literal["first", "all"] | int = Field(
+        "first", description="accepted draws to keep for a label: the first, all, or the N most different"
+    )
+    tolerance: float | None = Field(
+        None, ge=0, description="accept verdicts this far from the label: steps (ordinal), units (interval, required)"
+    )
+    temperature: float = Field(1.0, ge=0, description="sampling temperature")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus of probability to sample from")
+    max_tokens: int = Field(4096, ge=1, description="most tokens of a draw, reasoning included")
+    seed: int = Field(0, description="seed of all draws")
+    escalate: str | None = Field(None, description="second chance: another model draws for items without acceptance")
+    rationalize: str | None = Field(
+        None, description="second chance: this model explains the label it is shown; kept if --recover finds it again"
+    )
+    recover: str | None = Field(None, description="model that must recover the label (default: the one of --model)")
+    second_k: int = Field(4, ge=1, description="most draws of each second chance")
+    concurrency: int = Field(32, ge=1, description="requests or items in work at once")
+    input_price: float | None = Field(None, ge=0, description="USD for a million tokens read, for the cost shown")
+    output_price: float | None = Field(None, ge=0, description="USD for a million tokens written")
+    out: str | None = Field(None, description="folder of this run (default: runs/<corpus>[-<dimension>]/infer_traces)")
+    new: bool = Field(False, description="start over; a run that stands in --out is kept beside it")
+    show: int = Field(0, ge=0, description="print this many kept traces beside their items")
+
+    @property
+    def effective_strategy(self) -> Literal["adaptive", "fixed"]:
+        """The strategy asked for; keeping more than the first acceptance needs all draws."""
+        return self.strategy or ("adaptive" if self.keep == "first" else "fixed")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the stage and return its exit status."""
+    options = parse_options(InferTracesOptions, STAGE, DESCRIPTION, arguments)
+    from pipelines.screen import say
+    from raters.journal import Journal
+    from raters.records import JudgeseyeError
+    from raters.runs import RunFolder
+
+    plan = _read_inputs(options)
+    say(plan.describe())
+    folder = RunFolder(plan.out, STAGE, plan.identity(), new=options.new)
+    _check_continuation(options, folder)
+    ledger = plan.empty_ledger()
+    journal = Journal(folder.path / "candidates.jsonl", prepare=lambda: _begin(plan, folder))
+    began = time.monotonic()
+
+    def manifest(status: str) -> dict[str, Any]:
+        return plan.manifest(ledger, status, folder.previous.get("seconds", 0.0) + time.monotonic() - began)
+
+    try:
+        last = ledger.replay(journal.recover()) if folder.previous else None
+        if last is not None:
+            say(f"continuing {folder.path}: {sum(ledger.totals.draws.values()):,} draws are there already")
+        if ledger.has_work(options.effective_strategy):
+            finished = asyncio.run(_draw(plan, ledger, journal, last))
+            if not finished:
+                folder.write_manifest(manifest("stopped"))
+                say(_how_to_go_on(folder, ledger))
+                return INTERRUPTED
+        summary = _write_results(plan, ledger, folder)
+        folder.write_manifest({**manifest("complete"), "kept": summary["kept"]})
+    except JudgeseyeError:
+        if sum(ledger.totals.draws.values()):
+            folder.write_manifest(manifest("failed"))
+            say(_how_to_go_on(folder, ledger))
+        raise
+    finally:
+        journal.close()
+    _print_results(plan, folder, summary)
+    return 0
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the options and the files they name come to."""
+
+    options: InferTracesOptions
+    corpus: Corpus
+    dimension: Dimension
+    split: Split | None
+    method: GoldMethod
+    labels: LabelTable
+    order: NDArray[np.int64]
+    observations: Observations | None
+    questions: Mapping[str, Question]
+    """By purpose: first, and as far as asked for escalated, rationalized, recovered."""
+    out: Path
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        from raters.models.protocol import SamplingSettings
+        from raters.sampling import SamplingOptions
+
+        options = self.options
+        return SamplingOptions(
+            strategy=options.effective_strategy,
+            seed=options.seed,
+            tolerance=options.tolerance or 0.0,
+            settings=SamplingSettings(options.temperature, options.top_p, options.max_tokens),
+            concurrency=options.concurrency,
+        )
+
+    def model_spec(self, purpose: str) -> str:
+        """Return which model a purpose has."""
+        options = self.options
+        specs = {"first": options.model, "escalated": options.escalate, "rationalized": options.rationalize}
+        return specs.get(purpose) or options.recover or options.model
+
+    def describe(self) -> str:
+        dropped = "".join(f", {count} without label ({reason})" for reason, count in self.labels.dropped.items())
+        return (
+            f"corpus {self.corpus.name}: {len(self.corpus.item_ids):,} items; {self.dimension.name} on "
+            f"{self.dimension.scale}; {self.options.split} split: {len(self.order):,} items{dropped}; "
+            f"{self.options.model} draws up to {self.options.k} times"
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the meaning of the run's records."""
+        options = self.options
+        per_annotator = {"strategy": options.effective_strategy} if self.method == "per-annotator" else {}
+        return {
+            "corpus": self.corpus.name,
+            "items.jsonl": self.corpus.sha256["items.jsonl"],
+            "annotations.jsonl": self.corpus.sha256["annotations.jsonl"],
+            "group_by": self.corpus.group_by,
+            "dimension": self.dimension.name,
+            "scale": self.dimension.scale.model_dump(mode="json"),
+            "guideline": self.dimension.guideline_sha256,
+            "split": options.split,
+            "split_seed": options.split_seed,
+            "labels": self.method,
+            "model": options.model,
+            "adapter": options.adapter,
+            "prompt": self.questions["first"].prompt.sha256,
+            "temperature": options.temperature,
+            "top_p": options.top_p,
+            "max_tokens": options.max_tokens,
+            "tolerance": options.tolerance,
+            "seed": options.seed,
+            **per_annotator,
+        }
+
+    def empty_ledger(self) -> Ledger:
+        from raters.ledger import Ledger
+        from raters.records import Chance
+
+        draws: dict[Chance, int] = {"first": self.options.k}
+        if self.options.escalate:
+            draws["escalated"] = self.options.second_k
+        if self.options.rationalize:
+            draws["rationalized"] = self.options.second_k
+        return Ledger(
+            self.corpus, self.dimension, self.labels, self.order, draws, keep_all=self.options.keep != "first"
+        )
+
+    def manifest(self, ledger: Ledger, status: str, seconds: float) -> dict[str, Any]:
+        from raters.runs import git_revision, versions
+
+        totals = ledger.totals
+        return {
+            "status": status,
+            "options": self.options.model_dump(),
+            "versions": versions(),
+            "git_revision": git_revision(),
+            "inputs_sha256": {
+                **self.corpus.sha256,
+                **{f"prompt {purpose}": question.prompt.sha256 for purpose, question in self.questions.items()},
+                "guideline": self.dimension.guideline_sha256,
+            },
+            "split_sha256": self.split.hashes(self.corpus) if self.split else None,
+            "items": len(self.order),
+            "dropped_items": dict(self.labels.dropped),
+            "draws": dict(totals.draws),
+            "unreadable": totals.unreadable,
+            "prompt_tokens": totals.prompt_tokens,
+            "completion_tokens": totals.completion_tokens,
+            "cost_usd": self.cost(ledger),
+            "seconds": round(seconds, 3),
+        }
+
+    def cost(self, ledger: Ledger) -> float | None:
+        """Return what the draws cost in USD; None if a hosted model has no price."""
+        options = self.options
+        if options.input_price is None and options.output_price is None:
+            hosted = any(self.model_spec(purpose).startswith("openai/") for purpose in self.questions)
+            return None if hosted else 0.0
+        read, written = ledger.totals.prompt_tokens, ledger.totals.completion_tokens
+        return (read * (options.input_price or 0.0) + written * (options.output_price or 0.0)) / 1e6
+
+
+def _read_inputs(options: InferTracesOptions) -> _Plan:
+    """Read and check all that can be checked before a model is asked."""
+    from raters.corpora import find_corpus, load_corpus
+    from raters.gold import default_method, gold_labels
+    from raters.models import check_spec, prompt_family
+    from raters.observations import fit_observations, sampled
+    from raters.prompts import load_prompt
+    from raters.questions import Question
+    from raters.sampling import work_order
+    from raters.scales import PairwiseScale
+    from raters.splits import split_corpus
+
+    corpus = load_corpus(find_corpus(options.corpus))
+    dimension = corpus.dimension(options.dimension)
+    _check_options(options, dimension)
+    split = None if options.split == "all" else split_corpus(corpus, options.split_seed)
+    chosen = None if split is None else split.indices(options.split)
+    method = options.labels or default_method(dimension.scale)
+    labels = gold_labels(corpus, dimension.name, method, chosen)
+    if not len(labels):
+        raise ConfigError(
+            f"corpus {corpus.name}: no item of the {options.split} split has a label on {dimension.name} "
+            f"under --labels {method}; give another --split, --split-seed or --labels"
+        )
+    prompts = {"first": options.prompt or prompt_family(options.model) + "rate"}
+    if options.escalate:
+        prompts["escalated"] = prompt_family(options.escalate) + "rate"
+    if options.rationalize:
+        prompts["rationalized"] = prompt_family(options.rationalize) + "rationalize"
+        prompts["recovered"] = prompt_family(options.recover or options.model) + "recover"
+    for spec in filter(None, (options.model, options.escalate, options.rationalize, options.recover)):
+        check_spec(spec)
+    loaded = {purpose: load_prompt(name) for purpose, name in prompts.items()}
+    observations = None
+    if any("observations" in prompt.slots for prompt in loaded.values()):
+        training = range(len(corpus.item_ids)) if split is None else split.indices("train")
+        pair = dimension.scale.fields if isinstance(dimension.scale, PairwiseScale) else None
+        observations = fit_observations([corpus.item(training[i]).inputs for i in sampled(len(training))], pair)
+    name = corpus.name if len(corpus.dimensions) == 1 else f"{corpus.name}-{dimension.name}"
+    return _Plan(
+        options=options,
+        corpus=corpus,
+        dimension=dimension,
+        split=split,
+        method=method,
+        labels=labels,
+        order=work_order(corpus, dimension.name, np.unique(labels.items), options.seed)[: options.limit],
+        observations=observations,
+        questions={purpose: Question(dimension, prompt, observations) for purpose, prompt in loaded.items()},
+        out=Path(options.out) if options.out else Path("runs") / re.sub(r"[^\w.-]+", "_", name) / STAGE,
+    )
+
+
+def _check_options(options: InferTracesOptions, dimension: Dimension) -> None:
+    """Refuse combinations that cannot mean what they say."""
+    unit = dimension.scale.tolerance_unit
+    if options.tolerance and unit is None:
+        raise ConfigError(f"--tolerance {options.tolerance}: labels {dimension.scale} have no distance; leave it out")
+    if options.tolerance is None and dimension.scale.type == "interval":
+        raise ConfigError(
+            f"--tolerance is missing: on scale {dimension.scale} of {dimension.name} say how near is near enough"
+        )
+    if isinstance(options.keep, int) and options.keep < 1:
+        raise ConfigError(f"--keep {options.keep}: must be first, all, or a number of at least 1")
+    if options.keep != "first" and options.strategy == "adaptive":
+        raise ConfigError(
+            f"--keep {options.keep} --strategy adaptive: adaptive stops at the first; give --strategy fixed"
+        )
+    if options.recover and not options.rationalize:
+        raise ConfigError(f"--recover {options.recover}: is for --rationalize, which is not given; add it")
+
+
+def _check_continuation(options: InferTracesOptions, folder: RunFolder) -> None:
+    """Refuse to continue a run under options that would leave paid draws out or mix models."""
+    before = folder.previous.get("options", {})
+    for name in ("k", "second_k"):
+        if (then := before.get(name)) is not None and getattr(options, name) < then:
+            raise ConfigError(
+                f"--out {folder.path}: was run with {name.replace('_', '-')} {then}, now {getattr(options, name)}, "
+                "which would leave draws out; give at least as many, another --out, or --new to start over"
+            )
+    for name in ("escalate", "rationalize", "recover"):
+        then, now = before.get(name), getattr(options, name)
+        if then is not None and now is not None and then != now:
+            raise ConfigError(
+                f"--out {folder.path}: belongs to another run ({name} was {then}, now {now}); "
+                "give another --out, or --new to start over"
+            )
+
+
+def _begin(plan: _Plan, folder: RunFolder) -> None:
+    """Make the folder, with what is known before the first draw."""
+    folder.create(plan.manifest(plan.empty_ledger(), "running", 0.0))
+    if plan.split is not None:
+        write_atomically(folder.path / "split.json", to_line(plan.split.as_record(plan.corpus)))
+    if plan.observations is not None:
+        write_atomically(folder.path / "observations.json", to_line(plan.observations.as_record()))
+
+
+async def _draw(plan: _Plan, ledger: Ledger, journal: Journal, last: Record | None) -> bool:
+    """Make the draws that are missing; return False if the user stopped it."""
+    from pipelines.screen import ProgressBar, say
+    from raters.models import open_model
+    from raters.sampling import Rationalizer, Sampler, Source
+
+    options = plan.options
+    models: dict[str, Model] = {}
+
+    def source(purpose: str) -> Source:
+        spec = plan.model_spec(purpose)
+        if spec not in models:
+            models[spec] = open_model(
+                spec,
+                base_url=options.base_url,
+                adapter=options.adapter if spec == options.model else None,
+                batch_size=options.batch_size,
+                concurrency=options.concurrency,
+            )
+        return Source(models[spec], plan.questions[purpose])
+
+    try:
+        sampler = Sampler(
+            ledger,
+            journal,
+            source("first"),
+            plan.sampling,
+            escalate=source("escalated") if options.escalate else None,
+            rationalize=Rationalizer(source("rationalized"), source("recovered")) if options.rationalize else None,
+            on_draw=lambda: bar.update(),
+        )
+        before, began = sum(ledger.totals.draws.values()), time.monotonic()
+
+        def state() -> tuple[int, str]:
+            made = sum(ledger.totals.draws.values()) - before
+            cost = plan.cost(ledger)
+            return ledger.rows_done(sampler.options.strategy), ", ".join(
+                [
+                    f"accepted {100 * float((ledger.matched_draw >= 0).mean()):.1f} % of labels",
+                    f"{made / max(time.monotonic() - began, 1e-9):,.0f} draws/s",
+                    f"{ledger.totals.prompt_tokens + ledger.totals.completion_tokens:,} tokens",
+                    "cost unknown" if cost is None else f"${cost:,.2f}",
+                ]
+            )
+
+        bar = ProgressBar(len(ledger.rows), state)
+        if last is not None:
+            sampler.complete_group(last)
+        work = asyncio.ensure_future(sampler.run())
+
+        def stop() -> None:
+            if sampler.stopping:
+                work.cancel()
+            else:
+                sampler.stopping = True
+                say("\nstopping after the draws in flight; Ctrl-C again to leave them")
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
+        try:
+            await work
+        except asyncio.CancelledError:
+            pass
+        finally:
+            bar.close()
+        return not sampler.stopping
+    finally:
+        for model in models.values():
+            await model.close()
+
+
+def _write_results(plan: _Plan, ledger: Ledger, folder: RunFolder) -> dict[str, Any]:
+    """Write traces, unmatched labels, summary and plot; return the summary."""
+    from raters.utilisation import plot_utilisation, summarise
+
+    flagged: Counter[str] = Counter()
+    write_atomically(folder.path / "traces.jsonl", map(to_line, _kept_traces(plan, ledger, folder, flagged)))
+    write_atomically(folder.path / "unmatched.jsonl", map(to_line, _unmatched_labels(plan, ledger)))
+    summary = {
+        "corpus": plan.corpus.name,
+        "dimension": plan.dimension.name,
+        "scale": str(plan.dimension.scale),
+        "split": plan.options.split,
+        "label_method": plan.method,
+        "dropped_items": dict(plan.labels.dropped),
+        "model": plan.options.model,
+        **summarise(ledger, plan.sampling),
+        "flagged": dict(flagged),
+    }
+    if plan.questions["first"].needs_observations:
+        summary["rules"] = _rules(ledger, folder)
+    write_atomically(folder.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    plot_utilisation(summary, folder.path / "utilisation.svg", f"{plan.corpus.name}: {plan.dimension.name}")
+    return summary
+
+
+def _kept_traces(plan: _Plan, ledger: Ledger, folder: RunFolder, flagged: Counter[str]) -> Iterator[Record]:
+    """Yield the kept candidates in the order of the corpus, ready to train on."""
+    from raters.journal import read_at
+    from raters.traces import most_different, training_record
+
+    candidates, scale = folder.path / "candidates.jsonl", plan.dimension.scale
+    kept = np.flatnonzero(ledger.matched_draw >= 0)
+    kept = kept[np.argsort(ledger.rows[ledger.unit_rows[kept]], kind="stable")]
+    for unit in kept.tolist():
+        item = plan.corpus.item(int(ledger.rows[ledger.unit_rows[unit]]))
+        accepted = sorted((ledger.accepted or {}).get(unit, []))
+        offsets = [offset for _, offset in accepted] or [int(ledger.matched_offset[unit])]
+        records = list(read_at(candidates, offsets))
+        if isinstance(plan.options.keep, int):
+            chosen = most_different([record["trace"] for record in records], plan.options.keep)
+            records = [records[place] for place in chosen]
+        for record in records:
+            flagged.update(record["flags"])
+            prompt = plan.questions["first"].about(item)(record["swapped"])
+            rating = scale.swapped(record["verdict"]) if record["swapped"] else record["verdict"]
+            yield training_record(record, prompt, rating)
+
+
+def _unmatched_labels(plan: _Plan, ledger: Ledger) -> Iterator[Record]:
+    """Yield the labels that no draw agreed with, and how near the draws came."""
+    from raters.utilisation import nearest_verdict
+
+    scale = plan.dimension.scale
+    for unit in np.flatnonzero(ledger.matched_draw < 0).tolist():
+        row = int(ledger.unit_rows[unit])
+        numbers = ledger.numbers["first"][row]
+        drawn = numbers[numbers != UNDRAWN]
+        verdicts = Counter("unreadable" if np.isnan(number) else str(scale.label(number)) for number in drawn)
+        nearest = nearest_verdict(ledger, unit)
+        yield {
+            "item_id": plan.corpus.item_ids[ledger.rows[row]],
+            "dimension": plan.dimension.name,
+            "annotator_id": ledger.annotator_id(unit),
+            "label": scale.label(float(ledger.unit_numbers[unit])),
+            "human_agreement": float(ledger.human_agreement[unit]),
+            "draws": len(drawn),
+            "verdicts": dict(verdicts.most_common()),
+            "nearest_verdict": None if nearest is None else scale.label(nearest[0]),
+            "distance": None if nearest is None else nearest[1],
+        }
+
+
+def _rules(ledger: Ledger, folder: RunFolder) -> list[dict[str, Any]]:
+    """Return the guessed rules that tell accepted first draws from rejected ones, if traces are in that grammar."""
+    from raters.guidelines import SIGNIFICANT_Z, contrast_rules
+    from raters.journal import read_lines
+
+    places = {ledger.corpus.item_ids[item]: row for row, item in enumerate(ledger.rows)}
+    draws = (
+        (places[record["item_id"]], record["trace"], record["accepted"])
+        for _, _, record in read_lines(folder.path / "candidates.jsonl")
+        if record["chance"] == "first" and record["item_id"] in places
+    )
+    return [
+        {"rule": str(contrast), "z": contrast.z, "draws": contrast.draws, "items": contrast.items}
+        for contrast in contrast_rules(draws, len(places))
+        if abs(contrast.z) > SIGNIFICANT_Z
+    ]
+
+
+def _print_results(plan: _Plan, folder: RunFolder, summary: Mapping[str, Any]) -> None:
+    from pipelines.screen import summary_lines, trace_lines
+    from raters.journal import read_lines
+
+    print("\n".join(summary_lines(summary)))
+    if plan.options.show and summary["kept"]:
+        print()
+        places = {item_id: index for index, item_id in enumerate(plan.corpus.item_ids)}
+        for _, _, trace in islice(read_lines(folder.path / "traces.jsonl"), plan.options.show):
+            inputs = plan.corpus.item(places[trace["item_id"]]).inputs
+            print("\n".join(trace_lines(trace, inputs)))
+    print(f"\nWritten to {folder.path}: traces.jsonl, candidates.jsonl, unmatched.jsonl, summary.json, utilisation.svg")
+
+
+def _how_to_go_on(folder: RunFolder, ledger: Ledger) -> str:
+    made = sum(ledger.totals.draws.values())
+    return f"{made:,} draws are kept in {folder.path}; give the same command again to go on"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(STAGE, main))

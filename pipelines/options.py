@@ -1,0 +1,89 @@
+"""Options of a stage: one pydantic model gives the command-line flags, the keys of `--config`, and the checks."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raters.records import ConfigError
+
+
+class StageOptions(BaseModel):
+    """Base of every stage's options. A field's description is its help text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Options = TypeVar("Options", bound=StageOptions)
+
+
+def parse_options(kind: type[Options], stage: str, description: str, arguments: Sequence[str]) -> Options:
+    """Return a stage's options from its arguments; flags go before `--config file.yaml`, that before defaults.
+
+    Raises:
+        ConfigError: On an unknown key or a value that is not allowed; names the flag or the file's key.
+        SystemExit: After `--help`, or on an unknown flag.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m pipelines.{stage}",
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the same options (k: 8, top_p: 0.9, ...)")
+    for name, field in kind.model_fields.items():
+        text = (field.description or "").replace("%", "%%")
+        if field.default is not None and not isinstance(field.default, bool):
+            text += f" (default: {field.default})"
+        if field.annotation is bool:
+            parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
+        else:
+            parser.add_argument(_flag(name), metavar=_metavar(field.annotation, name), help=text)
+    given = vars(parser.parse_args(arguments))
+    path = given.pop("config", None)
+    from_file = _read_config(Path(path), kind) if path is not None else {}
+    try:
+        return kind.model_validate({**from_file, **given})
+    except ValidationError as error:
+        detail = error.errors()[0]
+        name = str(detail["loc"][0]) if detail["loc"] else ""
+        place = f"{path}: {name}" if name in from_file and name not in given else _flag(name)
+        message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        raise ConfigError(f"{place} {detail['input']}: must be {message}") from error
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _metavar(annotation: Any, name: str) -> str:
+    members = get_args(annotation) if get_origin(annotation) in (types.UnionType, Union) else (annotation,)
+    choices = [str(value) for member in members if get_origin(member) is Literal for value in get_args(member)]
+    if choices:
+        return "{" + ",".join(choices) + ("" if int not in members else ",N") + "}"
+    return "N" if int in members or float in members else name.upper().rsplit("_", maxsplit=1)[-1]
+
+
+def _read_config(path: Path, kind: type[StageOptions]) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"--config {path}: no such file; check the name") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {path}: cannot be read ({' '.join(str(error).split())}); mend the file") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"--config {path}: holds no options; write one `key: value` a line")
+    settings = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    for name in settings.keys() - kind.model_fields.keys():
+        near = difflib.get_close_matches(name, kind.model_fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(kind.model_fields)}"
+        raise ConfigError(f"--config {path}: unknown key {name!r}; {hint}")
+    return settings

@@ -1,0 +1,141 @@
+"""What a stage shows on the terminal: progress, summary, traces. Texts of others are printed harmlessly."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+_REFRESH_SECONDS = 0.2
+_REFRESH_SECONDS_IN_A_LOG = 10.0
+
+
+def say(line: str) -> None:
+    """Print one line about what the stage is doing, apart from its results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Return a text without control characters, which could move the cursor or recolour a terminal."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}"
+        for character in text.expandtabs(2).replace("\r\n", "\n")
+    )
+
+
+class ProgressBar:
+    """Items done, and whatever a stage can say beside them, refreshed a few times a second.
+
+    Args:
+        total: How many items there are.
+        state: Returns how many are done and a text for beside the bar.
+    """
+
+    def __init__(self, total: int, state: Callable[[], tuple[int, str]]) -> None:
+        """Show the bar as things stand."""
+        self._state = state
+        self._interval = _REFRESH_SECONDS if sys.stderr.isatty() else _REFRESH_SECONDS_IN_A_LOG
+        self._due = time.monotonic() + self._interval
+        done, text = state()
+        self._bar = tqdm(total=total, initial=done, unit="item", postfix=text, dynamic_ncols=True, mininterval=0)
+
+    def update(self) -> None:
+        """Refresh the bar if it is time."""
+        if time.monotonic() >= self._due:
+            self._refresh()
+
+    def close(self) -> None:
+        """Show the last state and end the line."""
+        self._refresh()
+        self._bar.close()
+
+    def _refresh(self) -> None:
+        done, text = self._state()
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.n = done
+        self._bar.refresh()
+        self._due = time.monotonic() + self._interval
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Return a share as a percentage; a dash if it is not defined."""
+    return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def trace_lines(trace: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterable[str]:
+    """Yield a kept trace beside its item."""
+    width = min(shutil.get_terminal_size().columns, 110)
+    who = "" if trace["annotator_id"] is None else f" by {trace['annotator_id']}"
+    yield f"== {printable(trace['item_id'])}, {trace['dimension']}: label {trace['label']}{printable(who)}"
+    swapped = " (the model saw the two texts exchanged)" if trace["swapped"] else ""
+    for name, text in inputs.items():
+        yield textwrap.fill(f"{printable(name)}: {printable(text)}", width, subsequent_indent="    ")
+    yield f"-- {trace['model']}, draw {trace['draw']}{swapped}, verdict {trace['verdict']}"
+    for line in printable(trace["trace"]).splitlines():
+        yield textwrap.fill(line, width, initial_indent="  ", subsequent_indent="  ")
+    if trace["flags"]:
+        yield f"  flagged: {', '.join(trace['flags'])}"
+    yield ""
+
+
+def summary_lines(summary: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the summary of infer_traces for a reader."""
+    points, kept, labels = summary["utilisation"], summary["kept"], summary["labels"]
+    yield f"{printable(summary['corpus'])}, {summary['dimension']} ({summary['scale']}), {summary['split']} split"
+    yield f"  model {printable(summary['model'])}, {summary['strategy']} draws, labels: {summary['label_method']}"
+    yield ""
+    yield "Labels with an accepted draw, beside what permuted labels would get by chance (± 95 %)"
+    yield _row("draws for an item", [str(point["k"]) for point in points])
+    yield _row("people's labels", [percent(point["share"]) for point in points])
+    yield _row("permuted labels", [f"{100 * point['null']:.1f} ± {196 * point['null_sd']:.1f}" for point in points])
+    yield ""
+    yield f"Kept {kept:,} traces for {labels:,} labels ({percent(kept / labels)})"
+    by_chance = summary["kept_by_chance"]
+    if len(by_chance) > 1:
+        yield "  " + ", ".join(f"{chance}: {count:,}" for chance, count in by_chance.items())
+    per_trace, fixed = summary["first_draws_per_kept_trace"], summary["fixed_k_draws_per_kept_trace"]
+    if per_trace is not None:
+        yield f"  {per_trace:.1f} draws a kept trace, against {fixed:.1f} if every item had all {summary['k']}"
+    made = sum(summary["draws"].values())
+    yield f"  unreadable verdicts: {percent(summary['unreadable_share'], 2)} of {made:,} draws"
+    agreement = summary["self_agreement"]
+    if agreement["share"] is not None:
+        note = "; --strategy fixed gives a fair figure" if agreement["selected"] else ""
+        yield f"  two draws of one item agree: {percent(agreement['share'])} ({agreement['items']:,} items{note})"
+    if (position := summary["position"]) and position["chose_first_shown"] is not None:
+        yield (
+            f"  chose the text shown first: {percent(position['chose_first_shown'])} "
+            f"± {100 * position['half_width_95']:.1f} of {position['decisions']:,} decisions"
+        )
+    flags = ", ".join(f"{name} {count:,}" for name, count in summary["flagged"].items()) or "none"
+    yield f"  doubtful traces (flagged, kept): {flags}"
+    yield ""
+    yield "Coverage, and whether kept traces are distributed as the labels are"
+    yield _row("label", [entry["label"] for entry in summary["coverage_by_label"]])
+    yield _row("labels", [f"{entry['labels']:,}" for entry in summary["coverage_by_label"]])
+    yield _row("of them kept", [percent(entry["coverage"]) for entry in summary["coverage_by_label"]])
+    yield _row("share of labels", [percent(entry["share_of_labels"]) for entry in summary["coverage_by_label"]])
+    yield _row("share of traces", [percent(entry["share_of_kept"]) for entry in summary["coverage_by_label"]])
+    yield _row("annotators", [entry["annotators"] for entry in summary["coverage_by_human_agreement"]])
+    yield _row("labels", [f"{entry['labels']:,}" for entry in summary["coverage_by_human_agreement"]])
+    yield _row("of them kept", [percent(entry["coverage"]) for entry in summary["coverage_by_human_agreement"]])
+    unmatched = summary["unmatched"]
+    if unmatched["labels"]:
+        by_distance = unmatched["by_distance_of_nearest_verdict"]
+        distances = ", ".join(f"{name} ({count:,})" for name, count in by_distance.items())
+        yield ""
+        yield f"Never matched: {unmatched['labels']:,} labels; distance of the nearest verdict (labels): {distances}"
+        yield "  label noise, or something the guideline does not say; they are listed in unmatched.jsonl"
+    if (rules := summary.get("rules")) is not None:
+        yield ""
+        yield "Rules that accepted draws guess more often than rejected ones (item-clustered |z| above 3)"
+        yield "  " + (", ".join(f"{rule['rule']} (z {rule['z']:+.1f})" for rule in rules) or "none")
+
+
+def _row(name: str, cells: list[str]) -> str:
+    return f"  {name:<18}" + "".join(f"{cell:>16}" for cell in cells)

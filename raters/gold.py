@@ -1,0 +1,173 @@
+"""Gold labels: from what several people said about an item to the label its draws are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raters.corpora import AnnotationTable, Corpus
+from raters.records import ConfigError
+from raters.scales import IntervalScale, NominalScale, OrdinalScale, PairwiseScale
+
+GoldMethod = Literal["median", "majority", "mean", "paper", "per-annotator"]
+GOLD_METHODS: tuple[GoldMethod, ...] = get_args(GoldMethod)
+AGGREGATED = -1
+"""Stands in `LabelTable.annotators` for a label that nobody gave alone."""
+
+MAX_PAPER_DEVIATION = 1.0
+"""Items above this human standard deviation are dropped by `paper` (Zhang et al. 2026, section on data)."""
+
+_AnyScale = OrdinalScale | NominalScale | PairwiseScale | IntervalScale
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTable:
+    """The labels to match, a row each, in the order of the corpus.
+
+    Attributes:
+        items: (rows,) index of the item in the corpus.
+        annotators: (rows,) index of the annotator, AGGREGATED where the label is.
+        numbers: (rows,) label as the scale's number.
+        human_agreement: (rows,) share of the item's annotators who gave this very label.
+        dropped: Items without a gold label, by reason.
+    """
+
+    items: NDArray[np.int64]
+    annotators: NDArray[np.int64]
+    numbers: NDArray[np.float64]
+    human_agreement: NDArray[np.float64]
+    dropped: Mapping[str, int]
+
+    def __len__(self) -> int:
+        """Return the number of labels."""
+        return len(self.items)
+
+
+def default_method(scale: _AnyScale) -> GoldMethod:
+    """Return the method for a scale if none is asked for."""
+    if isinstance(scale, OrdinalScale):
+        return "median"
+    return "mean" if isinstance(scale, IntervalScale) else "majority"
+
+
+def gold_labels(
+    corpus: Corpus, dimension: str, method: GoldMethod, chosen: NDArray[np.int64] | None = None
+) -> LabelTable:
+    """Return the labels of a dimension under a method.
+
+    `median`: the middle label; between two middle ones the nearer to the mean, the lower if both are as near.
+    `majority`: the most frequent label; an item where two are equally frequent has none.
+    `mean`: the mean, rounded to the nearest label, half up.
+    `paper`: items whose population standard deviation is above 1.0 are dropped, then the median.
+    `per-annotator`: every annotation is a label of its own.
+
+    Args:
+        corpus: Where the annotations are.
+        dimension: Which of them.
+        method: How several labels become one. One label (a supplied aggregate) is used as it is.
+        chosen: Indices of the items wanted; all if None.
+
+    Raises:
+        ConfigError: If the method needs an order that the scale lacks.
+    """
+    scale, table = corpus.dimensions[dimension].scale, corpus.annotations(dimension)
+    if method in ("median", "mean", "paper") and isinstance(scale, NominalScale | PairwiseScale):
+        raise ConfigError(
+            f"--labels {method}: scale {scale} of {dimension} has no order; use majority or per-annotator"
+        )
+    if chosen is not None:
+        keep = np.isin(table.items, chosen)
+        table = AnnotationTable(table.items[keep], table.annotators[keep], table.numbers[keep])
+    order = np.argsort(table.items, kind="stable")
+    items, numbers = table.items[order], table.numbers[order]
+    starts = np.flatnonzero(np.r_[True, items[1:] != items[:-1]]) if len(items) else np.array([], np.int64)
+    wanted = len(corpus.item_ids) if chosen is None else len(chosen)
+    dropped = {"no annotation": wanted - len(starts)}
+    if method == "per-annotator":
+        agreement = np.empty(len(items))
+        for span in _spans(starts, len(items)):
+            agreement[span] = (numbers[span][:, None] == numbers[span][None, :]).mean(axis=1)
+        return LabelTable(items, table.annotators[order], numbers, agreement, _nonzero(dropped))
+    aggregate = _AGGREGATES[method]
+    gold: list[float] = []
+    shares: list[float] = []
+    kept: list[int] = []
+    for span in _spans(starts, len(items)):
+        number, reason = aggregate(numbers[span], scale)
+        if number is None:
+            dropped[reason] = dropped.get(reason, 0) + 1
+            continue
+        kept.append(int(items[span.start]))
+        gold.append(number)
+        shares.append(float((numbers[span] == number).mean()))
+    return LabelTable(
+        np.array(kept, np.int64),
+        np.full(len(kept), AGGREGATED, np.int64),
+        np.array(gold, np.float64),
+        np.array(shares, np.float64),
+        _nonzero(dropped),
+    )
+
+
+def _spans(starts: NDArray[np.int64], stop: int) -> list[slice]:
+    ends = [*starts[1:].tolist(), stop]
+    return [slice(start, end) for start, end in zip(starts.tolist(), ends, strict=True)]
+
+
+def _nonzero(dropped: Mapping[str, int]) -> dict[str, int]:
+    return {reason: count for reason, count in dropped.items() if count}
+
+
+_Aggregated = tuple[float | None, str]
+
+
+def _values(numbers: NDArray[np.float64], scale: _AnyScale) -> NDArray[np.float64]:
+    return np.array([scale.value(scale.label(number)) for number in numbers])
+
+
+def _median(numbers: NDArray[np.float64], scale: _AnyScale) -> _Aggregated:
+    ordered = np.sort(numbers)
+    low, high = float(ordered[(len(ordered) - 1) // 2]), float(ordered[len(ordered) // 2])
+    if low == high:
+        return low, ""
+    if isinstance(scale, IntervalScale):
+        return (low + high) / 2, ""
+    below = _values(np.arange(low, high + 1), scale)
+    middle, mean = (below[0] + below[-1]) / 2, float(_values(numbers, scale).mean())
+    between = np.flatnonzero(below == middle)
+    if len(between):
+        return low + float(between[0]), ""
+    return (high if mean > middle else low), ""
+
+
+def _majority(numbers: NDArray[np.float64], scale: _AnyScale) -> _Aggregated:
+    found, counts = np.unique(numbers, return_counts=True)
+    best = found[counts == counts.max()]
+    return (float(best[0]), "") if len(best) == 1 else (None, "no majority")
+
+
+def _mean(numbers: NDArray[np.float64], scale: _AnyScale) -> _Aggregated:
+    mean = float(_values(numbers, scale).mean())
+    if isinstance(scale, IntervalScale):
+        return mean, ""
+    values = _values(np.arange(float(len(scale.labels))), scale)
+    distances = np.abs(values - mean)
+    return float(np.flatnonzero(distances <= distances.min() + 1e-12)[-1]), ""
+
+
+def _paper(numbers: NDArray[np.float64], scale: _AnyScale) -> _Aggregated:
+    if float(_values(numbers, scale).std()) > MAX_PAPER_DEVIATION:
+        return None, f"human standard deviation above {MAX_PAPER_DEVIATION}"
+    return _median(numbers, scale)
+
+
+_AGGREGATES: Mapping[str, Callable[[NDArray[np.float64], _AnyScale], _Aggregated]] = {
+    "median": _median,
+    "majority": _majority,
+    "mean": _mean,
+    "paper": _paper,
+}

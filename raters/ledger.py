@@ -1,0 +1,193 @@
+"""The ledger of a sampling run: which draws were made, what their verdicts were, which labels they matched.
+
+It holds numbers only, no texts, so that a run over a hundred thousand items stays small, and it can be rebuilt
+from the journal at any time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raters.corpora import Corpus, Dimension
+from raters.gold import AGGREGATED, LabelTable
+from raters.journal import Record
+from raters.records import Chance, Strategy
+
+UNDRAWN = -np.inf
+"""In `Ledger.numbers`: this draw was not made."""
+UNREADABLE = np.nan
+"""In `Ledger.numbers`: this draw's verdict could not be read."""
+CHANCES: tuple[Chance, ...] = ("first", "escalated", "rationalized")
+
+
+@dataclass
+class Totals:
+    """Running totals, over this session and the ones before it.
+
+    Attributes:
+        draws: By chance.
+        unreadable: Draws whose verdict could not be read.
+        finish_reasons: How many draws ended in which way.
+        prompt_tokens: Read, as far as the models count.
+        completion_tokens: Written, as far as the models count.
+        uncounted: Draws whose tokens the model did not count.
+    """
+
+    draws: Counter[Chance] = field(default_factory=Counter)
+    unreadable: int = 0
+    finish_reasons: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    uncounted: int = 0
+
+
+class Ledger:
+    """Rows, units, and what was drawn for them.
+
+    A *row* is an item with at least one label, a *unit* is one label. With aggregated labels a row has one unit;
+    per annotator it has one for each of them, and its draws are shared.
+
+    Attributes:
+        rows: (rows,) corpus index of each row's item, in the order of work.
+        unit_rows: (units,) row of each unit; units of a row stand together.
+        unit_numbers: (units,) label as the scale's number.
+        unit_annotators: (units,) index of the annotator, AGGREGATED if none.
+        human_agreement: (units,) share of the item's annotators who gave the unit's label.
+        numbers: By chance: (rows, draws) verdict as the scale's number, UNDRAWN or UNREADABLE; for
+            `rationalized` (units, draws).
+        matched_draw: (units,) draw of the kept candidate, -1 if none agreed.
+        matched_chance: (units,) its chance, a place in CHANCES.
+        matched_offset: (units,) where its line begins in the journal.
+        accepted: By unit, (draw, offset) of every accepted first draw, if `keep_all` was asked for.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        dimension: Dimension,
+        labels: LabelTable,
+        order: NDArray[np.int64],
+        draws: dict[Chance, int],
+        *,
+        keep_all: bool = False,
+    ) -> None:
+        """Lay out an empty ledger.
+
+        Args:
+            corpus: Where the items are.
+            dimension: What was asked.
+            labels: The labels to match.
+            order: Corpus indices of the items to work on, in the order of work.
+            draws: Most draws of each chance that is in use.
+            keep_all: Remember every acceptance, not the first alone.
+        """
+        self.corpus, self.dimension, self.totals = corpus, dimension, Totals()
+        self.rows = order
+        row_of_item = np.full(len(corpus.item_ids), -1, np.int64)
+        row_of_item[order] = np.arange(len(order))
+        rows = row_of_item[labels.items]
+        chosen = np.argsort(rows, kind="stable")[np.count_nonzero(rows < 0) :]
+        self.unit_rows, self.unit_numbers = rows[chosen], labels.numbers[chosen]
+        self.unit_annotators, self.human_agreement = labels.annotators[chosen], labels.human_agreement[chosen]
+        self._starts = np.searchsorted(self.unit_rows, np.arange(len(order) + 1))
+        self.numbers = {
+            chance: np.full((len(chosen) if chance == "rationalized" else len(order), count), UNDRAWN)
+            for chance, count in draws.items()
+        }
+        self.matched_draw = np.full(len(chosen), -1, np.int64)
+        self.matched_chance = np.zeros(len(chosen), np.int64)
+        self.matched_offset = np.full(len(chosen), -1, np.int64)
+        self.accepted: dict[int, list[tuple[int, int]]] | None = {} if keep_all else None
+
+    def units(self, row: int) -> range:
+        """Return the units of a row."""
+        return range(int(self._starts[row]), int(self._starts[row + 1]))
+
+    def unmatched(self, row: int) -> list[int]:
+        """Return the units of a row that no draw has agreed with yet."""
+        return [unit for unit in self.units(row) if self.matched_draw[unit] < 0]
+
+    def missing(self, chance: Chance, place: int) -> list[int]:
+        """Return the draws of a row (of a unit, if rationalized) that were not made yet, ascending."""
+        return [int(draw) for draw in np.flatnonzero(self.numbers[chance][place] == UNDRAWN)]
+
+    def rows_done(self, strategy: Strategy) -> int:
+        """Return the number of rows that need no further first draw."""
+        complete = (self.numbers["first"] != UNDRAWN).all(axis=1)
+        if strategy == "adaptive":
+            complete |= np.minimum.reduceat(self.matched_draw, self._starts[:-1]) >= 0
+        return int(complete.sum())
+
+    def has_work(self, strategy: Strategy) -> bool:
+        """Return True if a draw is still to be made, of any chance."""
+        if self.rows_done(strategy) < len(self.rows):
+            return True
+        open_units = self.matched_draw < 0
+        return any(
+            bool((self.numbers[chance][places] == UNDRAWN).any())
+            for chance, places in (("escalated", self.unit_rows[open_units]), ("rationalized", open_units))
+            if chance in self.numbers
+        )
+
+    def annotator_id(self, unit: int) -> str | None:
+        """Return whose label a unit is; None if it is aggregated."""
+        annotator = int(self.unit_annotators[unit])
+        return None if annotator == AGGREGATED else self.corpus.annotator_ids[annotator]
+
+    def enter(self, record: Record, place: int, unit: int, offset: int) -> None:
+        """Enter a candidate that stands in the journal.
+
+        Args:
+            record: The line of the journal.
+            place: Its row, or its unit if rationalized.
+            unit: The unit it was held against.
+            offset: Where the line begins.
+        """
+        chance, draw = record["chance"], record["draw"]
+        numbers = self.numbers[chance]
+        if numbers[place, draw] == UNDRAWN:
+            self._count(record)
+            verdict = record["verdict"]
+            numbers[place, draw] = UNREADABLE if verdict is None else self.dimension.scale.number(verdict)
+        if not record["accepted"]:
+            return
+        rank = CHANCES.index(chance)
+        if self.accepted is not None and chance == "first":
+            self.accepted.setdefault(unit, []).append((draw, offset))
+        if self.matched_draw[unit] < 0 or (rank, draw) < (self.matched_chance[unit], self.matched_draw[unit]):
+            self.matched_draw[unit], self.matched_chance[unit] = draw, rank
+            self.matched_offset[unit] = offset
+
+    def replay(self, lines: Iterable[tuple[int, Record]]) -> Record | None:
+        """Enter what an earlier session left, as far as it belongs to this ledger, and return the last line.
+
+        Args:
+            lines: (offset, record) of every line of the journal.
+        """
+        rows: dict[str, int] = {}
+        last: Record | None = None
+        for offset, record in lines:
+            rows = rows or {self.corpus.item_ids[item]: row for row, item in enumerate(self.rows)}
+            last = record
+            row = rows.get(record["item_id"])
+            chance, draw = record["chance"], record["draw"]
+            if row is None or chance not in self.numbers or draw >= self.numbers[chance].shape[1]:
+                continue
+            for unit in self.units(row):
+                if self.annotator_id(unit) == record["annotator_id"]:
+                    self.enter(record, unit if chance == "rationalized" else row, unit, offset)
+        return last
+
+    def _count(self, record: Record) -> None:
+        totals = self.totals
+        totals.draws[record["chance"]] += 1
+        totals.unreadable += record["verdict"] is None
+        totals.finish_reasons[record["finish_reason"]] += 1
+        totals.prompt_tokens += record["prompt_tokens"] or 0
+        totals.completion_tokens += record["completion_tokens"] or 0
+        totals.uncounted += record["completion_tokens"] is None

@@ -1,0 +1,67 @@
+"""Ways to reach a model, one file each, all behind the protocol in `protocol.py`.
+
+A model is named `provider/name`: `embedded`, `hf/<path or id>`, `openai/<name>`.
+"""
+
+from __future__ import annotations
+
+from raters.models.protocol import Model
+from raters.records import ConfigError
+
+PROVIDERS = ("embedded", "hf/<path or id>", "openai/<name>")
+
+
+def open_model(
+    spec: str,
+    *,
+    base_url: str | None = None,
+    adapter: str | None = None,
+    batch_size: int = 16,
+    concurrency: int = 32,
+    timeout_seconds: float = 600.0,
+) -> Model:
+    """Return the model that a spec names.
+
+    Args:
+        spec: `provider/name`.
+        base_url: Endpoint of `openai/...`; OPENAI_BASE_URL if None.
+        adapter: LoRA adapter folder for `hf/...`.
+        batch_size: Most rows that `hf/...` generates at once.
+        concurrency: Most requests that `openai/...` has in flight.
+        timeout_seconds: Longest wait for one answer of `openai/...`.
+
+    Raises:
+        ConfigError: If the spec is not one, or an option does not belong to its provider.
+        ModelAccessError: If the model cannot be loaded.
+    """
+    provider, name = check_spec(spec)
+    if adapter is not None and provider != "hf":
+        raise ConfigError(f"--adapter {adapter}: {spec} takes none; only hf/<path or id> does")
+    if spec == "embedded":
+        from raters.models.embedded import EmbeddedModel
+
+        return EmbeddedModel()
+    if provider == "hf":
+        from raters.models.hf import HFModel
+
+        return HFModel(name, adapter=adapter, batch_size=batch_size)
+    from raters.models.openai import OpenAIModel
+
+    return OpenAIModel(name, base_url=base_url, concurrency=concurrency, request_timeout_seconds=timeout_seconds)
+
+
+def check_spec(spec: str) -> tuple[str, str]:
+    """Return (provider, name) of a model's spec; the name is empty for `embedded`.
+
+    Raises:
+        ConfigError: If it is not one.
+    """
+    provider, _, name = spec.partition("/")
+    if spec == "embedded" or (provider in ("hf", "openai") and name.strip()):
+        return provider, name
+    raise ConfigError(f"model {spec!r}: not a model; give one of {', '.join(PROVIDERS)}")
+
+
+def prompt_family(spec: str) -> str:
+    """Return the folder of prompts that a model reads, with its slash: `embedded/`, or none."""
+    return "embedded/" if spec == "embedded" else ""

@@ -1,0 +1,102 @@
+"""The one small protocol behind which every model stands, and how reasoning is told from the answer.
+
+A model takes messages, one seed per wanted completion, and sampling settings; it returns one completion per
+seed, in the same order. The seed decides a completion together with messages and settings: never the
+number of completions asked for, nor what else the model is busy with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypedDict
+
+THINK_OPEN = "<think>"
+THINK_CLOSE = "</think>"
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How a completion is sampled.
+
+    Attributes:
+        temperature: 0 for the most likely continuation; 1 samples the model's own distribution.
+        top_p: Nucleus: the smallest set of tokens with at least this much probability.
+        max_tokens: Most tokens a completion may have, reasoning included.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote for one seed.
+
+    Attributes:
+        text: The answer, without the reasoning; empty if the model never got to one.
+        reasoning: The thinking before the answer; empty if the model showed none.
+        finish_reason: `stop`, `length`, or the server's own word (`content_filter`, ...).
+        prompt_tokens: Tokens of the rendered prompt; None if the server does not say.
+        completion_tokens: Tokens written, reasoning included; None if the server does not say.
+    """
+
+    text: str
+    reasoning: str
+    finish_reason: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class Model(Protocol):
+    """A way to get completions. Implementations live beside this file, one per provider.
+
+    Attributes:
+        spec: `provider/name`, as records name the model.
+    """
+
+    spec: str
+
+    async def complete(
+        self, messages: Sequence[Message], seeds: Sequence[int], settings: SamplingSettings
+    ) -> list[Completion]:
+        """Return one completion per seed, in the order of `seeds`.
+
+        Raises:
+            ModelAccessError: The model cannot be used at all (unreachable, wrong key, unknown name).
+            ModelError: The model failed on this request after retries.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give back connections and memory; no call follows."""
+        ...
+
+
+def split_reasoning(text: str, reasoning: str | None = None) -> tuple[str, str]:
+    """Return (reasoning, answer) of a model's raw text.
+
+    Everything before the last `</think>` is reasoning, also when the opening tag was part of the prompt.
+    A block that was never closed is reasoning too: a model cut off while thinking has given no answer.
+
+    Args:
+        text: What came as the message's content.
+        reasoning: What came in a field of its own (`reasoning`, `reasoning_content`), if any.
+    """
+    before, closed, after = text.rpartition(THINK_CLOSE)
+    if closed:
+        thought, answer = before.replace(THINK_OPEN, "").replace(THINK_CLOSE, ""), after
+    elif THINK_OPEN in text:
+        answer, _, thought = text.partition(THINK_OPEN)
+    else:
+        thought, answer = "", text
+    parts = [part.strip() for part in (reasoning or "", thought)]
+    return "\n".join(part for part in parts if part), answer.strip()

@@ -1,0 +1,114 @@
+"""What a rater is asked about an item: prompt, guideline, scale and item put together.
+
+A prompt says with its slots what it needs. There are two families: prompts that show the item's text to a language
+model, and prompts in the controlled English of the embedded rater and the student, which show observations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from raters.corpora import Dimension
+from raters.models.embedded import render_ladder, rule_lines
+from raters.models.protocol import Message
+from raters.observations import Observations, render_levels
+from raters.prompts import Prompt, harmless
+from raters.records import ConfigError, Item, Label
+from raters.scales import PairwiseScale
+
+_FAMILIES = (
+    frozenset({"guideline", "labels", "fields"}),
+    frozenset({"rules", "ladder", "subject", "observations"}),
+)
+_RECOVERY = (frozenset({"guideline", "labels", "reasoning"}), frozenset({"rules", "ladder", "reasoning"}))
+_OPTIONAL = frozenset({"label"})
+
+
+@dataclass(frozen=True)
+class Question:
+    """How one dimension is asked about.
+
+    Attributes:
+        dimension: Scale and guideline.
+        prompt: The template.
+        observations: Fitted observations, for prompts that show them.
+
+    Raises:
+        ConfigError: If the prompt lacks a slot that a rater needs, or has one that nobody fills.
+    """
+
+    dimension: Dimension
+    prompt: Prompt
+    observations: Observations | None = None
+
+    def __post_init__(self) -> None:
+        """Check the prompt's slots."""
+        slots = self.prompt.slots - _OPTIONAL
+        if slots not in (*_FAMILIES, *_RECOVERY):
+            nearest = max((*_FAMILIES, *_RECOVERY), key=lambda family: len(family & slots) - len(family - slots))
+            missing, unknown = sorted(nearest - slots), sorted(slots - nearest)
+            raise ConfigError(
+                f"prompt {self.prompt.name}: "
+                + "; ".join(
+                    [f"slot {name} is missing" for name in missing] + [f"slot {name} is unknown" for name in unknown]
+                )
+                + f"; the slots are {', '.join(sorted(nearest))}"
+            )
+
+    @property
+    def needs_observations(self) -> bool:
+        """True if the prompt shows observations instead of text."""
+        return "observations" in self.prompt.slots
+
+    def about(self, item: Item) -> Callable[..., list[Message]]:
+        """Return a function from (swapped, label) to the messages that ask about an item.
+
+        What both orders of a pair share is worked out once.
+        """
+        levels = None
+        if self.needs_observations:
+            assert self.observations is not None
+            levels = self.observations.levels(item.inputs)
+
+        def messages(swapped: bool = False, label: Label | None = None) -> list[Message]:
+            values: dict[str, Any] = {"label": label}
+            if levels is not None:
+                values |= {"observations": render_levels(levels, swapped=swapped)}
+            elif "fields" in self.prompt.slots:
+                inputs = self._shown(item.inputs, swapped)
+                values |= {"fields": [(harmless(name), harmless(text)) for name, text in inputs.items()]}
+            return self._fill(values)
+
+        return messages
+
+    def about_reasoning(self, reasoning: str) -> list[Message]:
+        """Return the messages that ask which label a reasoning leads to, without the item."""
+        return self._fill({"reasoning": harmless(reasoning)})
+
+    def _fill(self, values: Mapping[str, Any]) -> list[Message]:
+        known = {**self._constants, **values}
+        return [{"role": "user", "content": self.prompt.fill(**{name: known[name] for name in self.prompt.slots})}]
+
+    @cached_property
+    def _constants(self) -> Mapping[str, Any]:
+        """Values that are the same for every item."""
+        scale = self.dimension.scale
+        pair = scale.labels[:2] if isinstance(scale, PairwiseScale) else None
+        return {
+            "guideline": self.dimension.guideline,
+            "labels": scale.describe(),
+            "rules": rule_lines(self.dimension.guideline),
+            "ladder": render_ladder(scale),
+            "subject": "Text" if pair is None else f"{pair[0]} against {pair[1]}",
+        }
+
+    def _shown(self, inputs: Mapping[str, str], swapped: bool) -> Mapping[str, str]:
+        scale = self.dimension.scale
+        if not swapped or not isinstance(scale, PairwiseScale):
+            return inputs
+        first, second = scale.fields
+        exchange = {first: inputs[second], second: inputs[first]}
+        return {name: exchange.get(name, text) for name, text in inputs.items()}

@@ -1,0 +1,141 @@
+"""A run's folder: what it was made from, whether the same command may go on in it, and its manifest.
+
+A run is known by its *identity*: everything that decides what its records mean. The same command finds its
+own folder and continues; a command that differs is refused with the difference named, so that records of
+two settings never mix.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from raters.journal import write_atomically
+from raters.records import ConfigError
+
+MANIFEST = "manifest.json"
+_VERSIONED = ("judgeseye", "numpy", "jinja2", "openai", "torch", "transformers", "peft")
+
+
+class RunFolder:
+    """The output folder of one stage. Nothing is made on disk before `create`.
+
+    Args:
+        path: Where the run is, or will be.
+        stage: The stage's name.
+        identity: What decides the meaning of the records: plain values by name.
+
+    Attributes:
+        previous: The manifest of the run to be continued; empty for a new one.
+
+    Raises:
+        ConfigError: If the folder holds something else, another stage, or a run of another identity, or
+            cannot be written.
+    """
+
+    def __init__(self, path: Path, stage: str, identity: Mapping[str, Any], *, new: bool = False) -> None:
+        """Check the folder; with `new`, a run that stands there is kept under another name."""
+        self.path = path
+        self.stage = stage
+        self.identity = json.loads(json.dumps(identity))
+        self.previous: dict[str, Any] = {}
+        self._set_aside = False
+        self._check_writable()
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            manifest = self._read_manifest()
+            if new:
+                self._set_aside = True
+            else:
+                self._check_same(manifest)
+                self.previous = manifest
+
+    def create(self, manifest: Mapping[str, Any]) -> None:
+        """Make the folder, with the manifest of a run that has begun; an earlier run is moved aside."""
+        if self._set_aside:
+            number = 1
+            while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+                number += 1
+            self.path.rename(aside)
+            self._set_aside = False
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_manifest(manifest)
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Write `manifest.json`: stage, identity, and what the stage adds."""
+        record = {"stage": self.stage, "identity": self.identity, **manifest}
+        write_atomically(self.path / MANIFEST, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+    def _check_writable(self) -> None:
+        place = self.path
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise ConfigError(f"--out {self.path}: {place} is a file, not a folder; give another --out")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ConfigError(f"--out {self.path}: {place} cannot be written; give another --out")
+
+    def _read_manifest(self) -> dict[str, Any]:
+        try:
+            manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+            if isinstance(manifest["identity"], dict) and manifest["stage"]:
+                return dict(manifest)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise ConfigError(f"--out {self.path}: holds files but no run (no {MANIFEST}); give another --out")
+
+    def _check_same(self, manifest: Mapping[str, Any]) -> None:
+        if manifest["stage"] != self.stage:
+            raise ConfigError(
+                f"--out {self.path}: belongs to a run of {manifest['stage']}, not {self.stage}; give another --out"
+            )
+        then = manifest["identity"]
+        differences = [
+            f"{name} was {_short(then.get(name))}, now {_short(self.identity.get(name))}"
+            for name in dict.fromkeys([*self.identity, *then])
+            if then.get(name) != self.identity.get(name)
+        ]
+        if differences:
+            raise ConfigError(
+                f"--out {self.path}: belongs to another run ({'; '.join(differences)}); "
+                "give another --out, or --new to start over (the old run is kept beside it)"
+            )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a run, as far as installed."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str | None:
+    """Return the commit of this checkout, with `+changes` if files differ; None outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        return commit + ("+changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    is_hash = isinstance(value, str) and len(value) == 64
+    return f"{value[:12]}…" if is_hash else text if len(text) <= 80 else text[:79] + "…"

@@ -1,0 +1,346 @@
+"""Rejection sampling: draw candidates for items, keep those whose verdict agrees with the person's label.
+
+After Zhang et al. 2026, section on inferring traces: k independent draws that never see the label, the first
+that agrees is kept. Here a draw's seed comes from run seed, item, dimension and draw number alone, so that
+stopping an item at its first acceptance keeps the very trace that drawing all k would have kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raters.corpora import Corpus
+from raters.journal import Journal, Record
+from raters.ledger import CHANCES, Ledger
+from raters.models.protocol import Completion, Message, Model, SamplingSettings
+from raters.questions import Question
+from raters.records import Candidate, Chance, JudgeseyeError, Label, Mode, ModelAccessError, ModelRequestError, Strategy
+from raters.scales import PairwiseScale, listed_labels
+from raters.traces import strip_ratings, trace_flags, trace_of
+
+_Job = Callable[[], Awaitable[None]]
+
+_SEED_BITS = 31
+"""Seeds stay below 2**31: servers disagree on anything larger."""
+_REFUSALS_THAT_MEAN_A_WRONG_SETTING = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How items are drawn for.
+
+    Attributes:
+        strategy: `adaptive` stops an item at its first acceptance, `fixed` makes all draws.
+        seed: Of the run.
+        tolerance: How far a verdict may be from the label, in the scale's unit.
+        settings: Temperature, top-p, most tokens.
+        concurrency: Items in work at once (`adaptive`), draws in flight (`fixed`).
+    """
+
+    strategy: Strategy = "adaptive"
+    seed: int = 0
+    tolerance: float = 0.0
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
+    concurrency: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model and the question it is asked."""
+
+    model: Model
+    question: Question
+
+
+@dataclass(frozen=True, slots=True)
+class Rationalizer:
+    """Who explains a label that is shown, and who must recover it from the explanation."""
+
+    explain: Source
+    recover: Source
+
+
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """A draw that was made, before it is held against a label."""
+
+    row: int
+    draw: int
+    chance: Chance
+    mode: Mode
+    source: Source
+    seed: int
+    swapped: bool
+    completion: Completion
+    trace: str
+    verdict: Label | None
+    seconds: float
+
+
+def draw_seed(run_seed: int, item_id: str, dimension: str, draw: int, chance: Chance = "first") -> int:
+    """Return the seed of one draw: a hash of what the draw is, below 2**31."""
+    name = "" if chance == "first" else f"\0{chance}"
+    key = f"{run_seed}\0{item_id}\0{dimension}\0{draw}{name}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> (64 - _SEED_BITS)
+
+
+def is_swapped(run_seed: int, item_id: str, dimension: str, draw: int) -> bool:
+    """Return True if a draw for a pairwise item sees the two texts exchanged: every second draw of an item."""
+    return (draw_seed(run_seed, item_id, dimension, 0) + draw) % 2 == 1
+
+
+def work_order(corpus: Corpus, dimension: str, items: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Return items in an order drawn from the seed, so that any first part of it is a fair sample."""
+    keys = np.array([draw_seed(seed, corpus.item_ids[item], dimension, -1) for item in items], np.int64)
+    return items[np.argsort(keys, kind="stable")]
+
+
+class Sampler:
+    """Makes the draws that a ledger still misses and writes each to the journal as it arrives.
+
+    Args:
+        ledger: Rows, units, and what was drawn already.
+        journal: Where candidates go.
+        source: The model that draws, and its question.
+        options: Strategy, seed, settings.
+        escalate: A second model for items with an unmatched label.
+        rationalize: The label-conditioned second chance for labels that are still unmatched.
+        on_draw: Called after every draw.
+
+    Attributes:
+        stopping: Set it to end after the draws that are in flight.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        journal: Journal,
+        source: Source,
+        options: SamplingOptions,
+        *,
+        escalate: Source | None = None,
+        rationalize: Rationalizer | None = None,
+        on_draw: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Prepare; nothing is drawn yet."""
+        self.ledger, self.journal, self.source, self.options = ledger, journal, source, options
+        self.escalate, self.rationalize = escalate, rationalize
+        self.stopping = False
+        self._on_draw = on_draw
+        self._failure: JudgeseyeError | None = None
+        self._answered = self._refused = 0
+        self._askers: OrderedDict[tuple[int, int], Callable[..., list[Message]]] = OrderedDict()
+
+    async def run(self) -> None:
+        """Make every draw that is still missing, or end early if `stopping` is set.
+
+        Raises:
+            ModelAccessError: A model cannot be used.
+            ModelError: A model failed after its retries. What arrived before is in the journal.
+        """
+        rows = range(len(self.ledger.rows))
+        await self._work(self._inferences("first", self.source, rows, self.options.strategy))
+        if self.escalate is not None:
+            await self._work(self._inferences("escalated", self.escalate, self._open_rows(), "adaptive"))
+        if self.rationalize is not None:
+            await self._work(self._rationalizations(self.rationalize, self._open_rows()))
+
+    def complete_group(self, last: Record) -> None:
+        """Write the lines that a crash cut off a draw which several annotators share.
+
+        Args:
+            last: The last line of the journal that is being continued.
+        """
+        ledger, item_ids, scale = self.ledger, self.ledger.corpus.item_ids, self.ledger.dimension.scale
+        row = next((row for row, item in enumerate(ledger.rows) if item_ids[item] == last["item_id"]), None)
+        if row is None or last["chance"] == "rationalized" or last["annotator_id"] is None:
+            return
+        # Lines of a draw stand in the order of units, so what was cut off comes after the last one.
+        written = next(unit for unit in ledger.units(row) if ledger.annotator_id(unit) == last["annotator_id"])
+        lost = [unit for unit in self._concerned(last["chance"], row, last["draw"]) if unit > written]
+        records = []
+        for unit in lost:
+            label = scale.label(ledger.unit_numbers[unit])
+            accepted = scale.agrees(last["verdict"], label, self.options.tolerance)
+            held_against = {"annotator_id": ledger.annotator_id(unit), "label": label, "accepted": accepted}
+            records.append({**last, **held_against, "flags": trace_flags(last["trace"]) if accepted else ()})
+        if records:
+            self._append(records, row, lost)
+
+    async def _work(self, jobs: Iterator[_Job]) -> None:
+        """Run jobs with as many workers as may be busy at once; the first failure ends all of them."""
+
+        async def worker() -> None:
+            for job in jobs:
+                if self.stopping or self._failure is not None:
+                    return
+                try:
+                    await job()
+                except JudgeseyeError as error:
+                    self._failure = self._failure or error
+                await asyncio.sleep(0)  # lets signals through where a model never waits
+
+        await asyncio.gather(*(worker() for _ in range(self.options.concurrency)))
+        if self._failure is not None:
+            raise self._failure
+
+    def _open_rows(self) -> list[int]:
+        return [row for row in range(len(self.ledger.rows)) if self.ledger.unmatched(row)]
+
+    def _inferences(self, chance: Chance, source: Source, rows: Iterable[int], strategy: Strategy) -> Iterator[_Job]:
+        """Yield the jobs of a chance: a row each if it may stop early, else a draw each."""
+        for row in rows:
+            missing = self.ledger.missing(chance, row)
+            if strategy == "fixed":
+                for draw in missing:
+                    yield partial(self._infer, chance, source, row, draw)
+            elif missing and self.ledger.unmatched(row):
+                yield partial(self._infer_until_matched, chance, source, row, missing)
+
+    async def _infer_until_matched(self, chance: Chance, source: Source, row: int, draws: Sequence[int]) -> None:
+        for draw in draws:
+            if self.stopping or self._failure is not None or not self.ledger.unmatched(row):
+                return
+            await self._infer(chance, source, row, draw)
+
+    async def _infer(self, chance: Chance, source: Source, row: int, draw: int) -> None:
+        """Make one draw that does not see the label, and write its candidates."""
+        item_id, dimension = self._item_id(row), source.question.dimension
+        seed = draw_seed(self.options.seed, item_id, dimension.name, draw, chance)
+        swapped = isinstance(dimension.scale, PairwiseScale) and is_swapped(
+            self.options.seed, item_id, dimension.name, draw
+        )
+        completion, seconds = await self._ask(source, self._asker(source, row)(swapped), seed)
+        verdict = dimension.scale.read_verdict(completion.text)
+        if swapped and verdict is not None:
+            verdict = dimension.scale.swapped(verdict)
+        made = _Draw(
+            row, draw, chance, "infer", source, seed, swapped, completion, trace_of(completion), verdict, seconds
+        )
+        units = self._concerned(chance, row, draw)
+        self._append([self._candidate(made, unit).as_record() for unit in units], row, units)
+
+    def _concerned(self, chance: Chance, row: int, draw: int) -> Sequence[int]:
+        """Return the units that a draw is held against: all of the row, or those without a match before it."""
+        ledger = self.ledger
+        if chance == "first" and self.options.strategy == "fixed":
+            return ledger.units(row)
+        rank = CHANCES.index(chance)
+        return [
+            unit
+            for unit in ledger.units(row)
+            if ledger.matched_draw[unit] < 0 or (ledger.matched_chance[unit], ledger.matched_draw[unit]) >= (rank, draw)
+        ]
+
+    def _rationalizations(self, rationalizer: Rationalizer, rows: Iterable[int]) -> Iterator[_Job]:
+        for row in rows:
+            for unit in self.ledger.unmatched(row):
+                if missing := self.ledger.missing("rationalized", unit):
+                    yield partial(self._rationalize, rationalizer, row, unit, missing)
+
+    async def _rationalize(self, rationalizer: Rationalizer, row: int, unit: int, draws: Sequence[int]) -> None:
+        """Have a shown label explained until another model recovers it from the explanation alone."""
+        scale = self.ledger.dimension.scale
+        label = scale.label(self.ledger.unit_numbers[unit])
+        for draw in draws:
+            if self.stopping or self._failure is not None or self.ledger.matched_draw[unit] >= 0:
+                return
+            explain, recover = rationalizer.explain, rationalizer.recover
+            who = self.ledger.annotator_id(unit) or ""
+            seed = draw_seed(
+                self.options.seed, self._item_id(row), f"{self.ledger.dimension.name}\0{who}", draw, "rationalized"
+            )
+            explained, seconds = await self._ask(explain, self._asker(explain, row)(label=label), seed)
+            trace = strip_ratings(trace_of(explained), listed_labels(scale))
+            recovered = Completion("", "", explained.finish_reason, 0, 0)
+            if trace:
+                recovered, more_seconds = await self._ask(recover, recover.question.about_reasoning(trace), seed)
+                seconds += more_seconds
+            both = replace(
+                explained,
+                text=recovered.text,
+                prompt_tokens=_sum(explained.prompt_tokens, recovered.prompt_tokens),
+                completion_tokens=_sum(explained.completion_tokens, recovered.completion_tokens),
+            )
+            verdict = scale.read_verdict(recovered.text)
+            made = _Draw(row, draw, "rationalized", "rationalize", explain, seed, False, both, trace, verdict, seconds)
+            self._append([self._candidate(made, unit).as_record()], unit, [unit])
+
+    async def _ask(self, source: Source, messages: list[Message], seed: int) -> tuple[Completion, float]:
+        """Return one completion and its wall time; a request that was refused for good is an empty one."""
+        began = time.monotonic()
+        try:
+            (completion,) = await source.model.complete(messages, [seed], self.options.settings)
+        except ModelRequestError as error:
+            self._refused += 1
+            if not self._answered and self._refused >= _REFUSALS_THAT_MEAN_A_WRONG_SETTING:
+                raise ModelAccessError(f"{error} (so were the first {self._refused} requests, all of them)") from error
+            completion = Completion(str(error), "", "refused", None, None)
+        else:
+            self._answered += 1
+        return completion, time.monotonic() - began
+
+    def _asker(self, source: Source, row: int) -> Callable[..., list[Message]]:
+        """Return the question about a row's item; the last few are kept, since draws of an item come together."""
+        key = (id(source), row)
+        if key in self._askers:
+            self._askers.move_to_end(key)
+            return self._askers[key]
+        asker = source.question.about(self.ledger.corpus.item(int(self.ledger.rows[row])))
+        self._askers[key] = asker
+        if len(self._askers) > 2 * self.options.concurrency:
+            self._askers.popitem(last=False)
+        return asker
+
+    def _item_id(self, row: int) -> str:
+        return self.ledger.corpus.item_ids[int(self.ledger.rows[row])]
+
+    def _candidate(self, made: _Draw, unit: int) -> Candidate:
+        """Return a draw as the record of holding it against a unit's label."""
+        question, scale = made.source.question, self.ledger.dimension.scale
+        label = scale.label(self.ledger.unit_numbers[unit])
+        accepted = scale.agrees(made.verdict, label, self.options.tolerance)
+        return Candidate(
+            item_id=self._item_id(made.row),
+            dimension=question.dimension.name,
+            annotator_id=self.ledger.annotator_id(unit),
+            draw=made.draw,
+            chance=made.chance,
+            mode=made.mode,
+            model=made.source.model.spec,
+            prompt_sha256=question.prompt.sha256,
+            guideline_sha256=question.dimension.guideline_sha256,
+            seed=made.seed,
+            temperature=self.options.settings.temperature,
+            swapped=made.swapped,
+            trace=made.trace,
+            answer=made.completion.text,
+            verdict=made.verdict,
+            label=label,
+            accepted=accepted,
+            flags=trace_flags(made.trace) if accepted else (),
+            finish_reason=made.completion.finish_reason,
+            prompt_tokens=made.completion.prompt_tokens,
+            completion_tokens=made.completion.completion_tokens,
+            seconds=round(made.seconds, 4),
+        )
+
+    def _append(self, records: Sequence[Record], place: int, units: Sequence[int]) -> None:
+        """Write the candidates of one draw in one go, and enter them."""
+        offsets = self.journal.append(records)
+        for record, unit, offset in zip(records, units, offsets, strict=True):
+            self.ledger.enter(record, place, unit, offset)
+        self._on_draw()
+
+
+def _sum(first: int | None, second: int | None) -> int | None:
+    return None if first is None or second is None else first + second

@@ -1,0 +1,278 @@
+"""What a sampling run achieved, and what chance alone would have achieved.
+
+Utilisation is the share of labels with at least one accepted draw (Zhang et al. 2026). On a coarse scale nearly
+everything is accepted by chance, so every figure stands beside a null: the same draws held against permuted
+labels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raters.ledger import CHANCES, UNDRAWN, Ledger
+from raters.sampling import SamplingOptions, is_swapped
+from raters.scales import PairwiseScale, listed_labels
+
+DRAW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+_MOST_NULL_LABELS = 101
+_INTERVAL_BINS = 5
+_ROUNDING = 1e-9
+
+
+def utilisation(matched_draw: NDArray[np.int64], k: int) -> float:
+    """Return the share of labels matched within the first k draws.
+
+    Args:
+        matched_draw: (units,) first accepted draw, counted from 0; -1 if none.
+        k: How many draws.
+    """
+    return float(((matched_draw >= 0) & (matched_draw < k)).mean())
+
+
+def shuffled_label_null(
+    numbers: NDArray[np.float64],
+    unit_rows: NDArray[np.int64],
+    unit_numbers: NDArray[np.float64],
+    tolerance: float,
+) -> NDArray[np.float64]:
+    """Return the utilisation at 1 .. k draws that permuted labels would have, the mean over all permutations.
+
+    A permuted label is one of all labels with the frequency it has. When every row has all its draws, its share of
+    rows in which it comes up within k draws is counted. A row that stopped at its own match is censored there:
+    the share is then Kaplan and Meier's, which takes censored rows to go on as the others do.
+
+    Args:
+        numbers: (rows, k) verdicts as numbers; UNDRAWN beyond the last draw of a row, nan if unreadable.
+        unit_rows: (units,) row of each label.
+        unit_numbers: (units,) label as a number.
+        tolerance: How far a verdict may be from a label.
+
+    Returns:
+        (k,) expected share of labels matched within 1 .. k draws.
+
+    Source:
+        Kaplan and Meier 1958, JASA 53(282), product-limit estimate.
+    """
+    k = numbers.shape[1]
+    weights = np.bincount(unit_rows, minlength=len(numbers)).astype(float)
+    drawn = (numbers != UNDRAWN).sum(axis=1)
+    labels, counts = _frequencies(unit_numbers)
+    expected = np.zeros(k)
+    draws = np.arange(k)
+    for label, count in zip(labels, counts, strict=True):
+        hits = np.abs(numbers - label) <= tolerance + _ROUNDING
+        first = np.where(hits.any(axis=1), hits.argmax(axis=1), k)
+        at_risk = ((drawn[:, None] > draws) & (first[:, None] >= draws)).T @ weights
+        events = ((first[:, None] == draws) & (drawn[:, None] > draws)).T @ weights
+        survival = np.cumprod(1 - np.divide(events, at_risk, out=np.zeros(k), where=at_risk > 0))
+        expected += count / counts.sum() * (1 - survival)
+    return expected
+
+
+def _frequencies(unit_numbers: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the labels and how often each occurs; an evenly spaced sample of them if they are very many."""
+    labels, counts = np.unique(unit_numbers, return_counts=True)
+    if len(labels) > _MOST_NULL_LABELS:
+        places = np.linspace(0, len(unit_numbers) - 1, _MOST_NULL_LABELS).round().astype(int)
+        labels, counts = np.unique(np.sort(unit_numbers)[places], return_counts=True)
+    return labels, counts
+
+
+def self_agreement(numbers: NDArray[np.float64]) -> tuple[float | None, int]:
+    """Return the share of pairs of draws of one row with the same verdict, and the number of rows with a pair.
+
+    Args:
+        numbers: (rows, k) verdicts as numbers; what was not drawn or not read makes no pair.
+    """
+    same = pairs = 0.0
+    rows = 0
+    for row in numbers:
+        readable = row[np.isfinite(row)]
+        if len(readable) > 1:
+            counts = np.unique(readable, return_counts=True)[1]
+            same += float((counts * (counts - 1)).sum())
+            pairs += len(readable) * (len(readable) - 1)
+            rows += 1
+    return (same / pairs if pairs else None), rows
+
+
+def summarise(ledger: Ledger, options: SamplingOptions) -> dict[str, Any]:
+    """Return the summary of a run as plain values, as it stands in `summary.json`.
+
+    Args:
+        ledger: What was drawn and matched.
+        options: How it was drawn.
+    """
+    numbers = ledger.numbers["first"]
+    k = numbers.shape[1]
+    in_first = np.where(ledger.matched_chance == 0, ledger.matched_draw, -1)
+    null = shuffled_label_null(numbers, ledger.unit_rows, ledger.unit_numbers, options.tolerance)
+    kept = ledger.matched_draw >= 0
+    units, fixed_draws = len(kept), len(ledger.rows) * k
+    draws = ledger.totals.draws
+    return {
+        "items": len(ledger.rows),
+        "labels": units,
+        "k": k,
+        "strategy": options.strategy,
+        "utilisation": [
+            {"k": count, "share": utilisation(in_first, count), "null": float(null[count - 1]),
+             "null_sd": float(np.sqrt(null[count - 1] * (1 - null[count - 1]) / max(units, 1)))}
+            for count in _draw_counts(k)
+        ],
+        "null_method": "counted" if bool((numbers != UNDRAWN).all()) else "Kaplan-Meier over rows that stopped early",
+        "kept": int(kept.sum()),
+        "kept_by_chance": {
+            chance: int((kept & (ledger.matched_chance == rank)).sum())
+            for rank, chance in enumerate(CHANCES) if chance in ledger.numbers
+        },
+        "draws": dict(draws),
+        "first_draws_per_kept_trace": _ratio(draws["first"], int((in_first >= 0).sum())),
+        "fixed_k_draws_per_kept_trace": _ratio(fixed_draws, int((in_first >= 0).sum())),
+        "unreadable": ledger.totals.unreadable,
+        "unreadable_share": _ratio(ledger.totals.unreadable, sum(draws.values())),
+        "finish_reasons": dict(ledger.totals.finish_reasons),
+        "prompt_tokens": ledger.totals.prompt_tokens,
+        "completion_tokens": ledger.totals.completion_tokens,
+        "draws_without_token_count": ledger.totals.uncounted,
+        "coverage_by_label": _coverage_by_label(ledger, kept),
+        "coverage_by_human_agreement": _coverage_by_agreement(ledger, kept),
+        "unmatched": _unmatched(ledger, kept),
+        "self_agreement": _self_agreement(numbers, options),
+        "position": _position(ledger, options),
+    }  # fmt: skip
+
+
+def _draw_counts(k: int) -> list[int]:
+    return sorted({count for count in DRAW_COUNTS if count < k} | {k})
+
+
+def _ratio(count: float, of: float) -> float | None:
+    return count / of if of else None
+
+
+def _bins(ledger: Ledger) -> tuple[list[str], NDArray[np.int64]]:
+    """Return a name for each label (a fifth of an interval scale), and each unit's place among them."""
+    scale = ledger.dimension.scale
+    if labels := listed_labels(scale):
+        return [str(label) for label in labels], ledger.unit_numbers.astype(np.int64)
+    low, high = float(scale.min), float(scale.max)  # type: ignore[union-attr]
+    edges = np.linspace(low, high, _INTERVAL_BINS + 1)
+    names = [f"{start:g}..{stop:g}" for start, stop in pairwise(edges)]
+    return names, np.clip(np.searchsorted(edges, ledger.unit_numbers, side="right") - 1, 0, _INTERVAL_BINS - 1)
+
+
+def _coverage_by_label(ledger: Ledger, kept: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    names, places = _bins(ledger)
+    return [
+        {
+            "label": name,
+            "labels": int(here.sum()),
+            "kept": int((here & kept).sum()),
+            "coverage": _ratio(int((here & kept).sum()), int(here.sum())),
+            "share_of_labels": _ratio(int(here.sum()), len(kept)),
+            "share_of_kept": _ratio(int((here & kept).sum()), int(kept.sum())),
+        }
+        for place, name in enumerate(names)
+        for here in [places == place]
+    ]
+
+
+def _coverage_by_agreement(ledger: Ledger, kept: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    share = ledger.human_agreement
+    bands = (
+        ("everyone agrees", share >= 1),
+        ("most agree", (share < 1) & (share > 0.5)),
+        ("half or fewer", share <= 0.5),
+    )
+    return [
+        {"annotators": name, "labels": int(here.sum()), "kept": int((here & kept).sum()),
+         "coverage": _ratio(int((here & kept).sum()), int(here.sum()))}
+        for name, here in bands
+    ]  # fmt: skip
+
+
+def nearest_verdict(ledger: Ledger, unit: int) -> tuple[float, float] | None:
+    """Return (verdict, distance) of the readable verdict nearest to a unit's label; None if there is none."""
+    scale = ledger.dimension.scale
+    row = int(ledger.unit_rows[unit])
+    found = [ledger.numbers[chance][row] for chance in ("first", "escalated") if chance in ledger.numbers]
+    readable = np.unique(np.concatenate(found))
+    readable = readable[np.isfinite(readable)]
+    if not len(readable):
+        return None
+    label = scale.label(float(ledger.unit_numbers[unit]))
+    distances = [scale.distance(scale.label(float(number)), label) for number in readable]
+    best = int(np.argmin(distances))
+    return float(readable[best]), float(distances[best])
+
+
+def _unmatched(ledger: Ledger, kept: NDArray[np.bool_]) -> dict[str, Any]:
+    distances: Counter[str] = Counter()
+    for unit in np.flatnonzero(~kept):
+        nearest = nearest_verdict(ledger, int(unit))
+        distances["nothing readable" if nearest is None else f"{nearest[1]:g}"] += 1
+    return {"labels": int((~kept).sum()), "by_distance_of_nearest_verdict": dict(sorted(distances.items()))}
+
+
+def _self_agreement(numbers: NDArray[np.float64], options: SamplingOptions) -> dict[str, Any]:
+    share, rows = self_agreement(numbers)
+    # An adaptive row has two draws only if its first one missed the label.
+    return {"share": share, "items": rows, "selected": options.strategy == "adaptive"}
+
+
+def _position(ledger: Ledger, options: SamplingOptions) -> dict[str, Any] | None:
+    """Return how often the text shown first was chosen; None if the scale is not pairwise.
+
+    Every second draw of an item sees the texts exchanged, so a model without position bias chooses the first in
+    half of its decisions. Of an adaptive run only the first draw of each item counts, the others being selected.
+    """
+    scale = ledger.dimension.scale
+    if not isinstance(scale, PairwiseScale):
+        return None
+    numbers = ledger.numbers["first"][:, : 1 if options.strategy == "adaptive" else None]
+    swapped_first = np.array(
+        [is_swapped(options.seed, ledger.corpus.item_ids[i], ledger.dimension.name, 0) for i in ledger.rows], bool
+    )
+    swapped = (swapped_first[:, None] + np.arange(numbers.shape[1])) % 2 == 1
+    decided = (numbers == 0) | (numbers == 1)
+    chose_first = decided & ((numbers == 0) != swapped)
+    chosen, decisions = chose_first.sum(axis=1), decided.sum(axis=1)
+    total = int(decisions.sum())
+    share = _ratio(int(chosen.sum()), total)
+    # Draws of one item are not independent: the variance of the ratio sums over each item first.
+    half_width = None if share is None else 1.96 * float(np.sqrt(np.square(chosen - share * decisions).sum())) / total
+    return {"chose_first_shown": share, "decisions": total, "half_width_95": half_width}
+
+
+def plot_utilisation(summary: Mapping[str, Any], path: Path, title: str) -> None:
+    """Draw utilisation beside its null over the number of draws, as SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "judgeseye"
+    points: Sequence[Mapping[str, float]] = summary["utilisation"]
+    counts = [point["k"] for point in points]
+    figure, axes = pyplot.subplots(figsize=(5.6, 3.6), layout="constrained")
+    null = np.array([100 * point["null"] for point in points])
+    band = np.array([196 * point["null_sd"] for point in points])
+    axes.fill_between(counts, null - band, null + band, color="0.85", label="_")
+    axes.plot(counts, null, color="0.45", linestyle="--", marker="o", markersize=3, label="permuted labels (± 95 %)")
+    axes.plot(counts, [100 * point["share"] for point in points], color="C0", marker="o", label="people's labels")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set(xlabel="draws for an item", ylabel="labels with an accepted draw (%)", ylim=(0, 102))
+    axes.set_title(title.replace("$", r"\$"))
+    axes.grid(color="0.92")
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
