@@ -51,8 +51,8 @@ def contrast_rules(draws: Iterable[tuple[int, str, bool]], items: int) -> list[R
         draws: (place of the item, trace, accepted) of each draw; traces in other words have no rules.
         items: How many places there are.
     """
-    with_acceptance: dict[str, NDArray[np.float64]] = {}
-    signs: dict[str, NDArray[np.float64]] = {}
+    with_acceptance: dict[str, NDArray[np.int32]] = {}
+    signs: dict[str, NDArray[np.int32]] = {}
     counts: dict[str, int] = {}
     accepted_draws = all_draws = 0
     for place, trace, accepted in draws:
@@ -63,7 +63,8 @@ def contrast_rules(draws: Iterable[tuple[int, str, bool]], items: int) -> list[R
             if not step.rule.guessed or step.change == 0:
                 continue
             if name not in counts:
-                with_acceptance[name], signs[name], counts[name] = np.zeros(items), np.zeros(items), 0
+                with_acceptance[name], signs[name] = np.zeros(items, np.int32), np.zeros(items, np.int32)
+                counts[name] = 0
             with_acceptance[name][place] += step.rule.sign * accepted
             signs[name][place] += step.rule.sign
             counts[name] += 1

@@ -7,7 +7,7 @@ a model's; a *candidate* is the record of one draw; the reasoning of an accepted
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 Label = int | float | str
@@ -135,4 +135,7 @@ class Candidate:
 
     def as_record(self) -> dict[str, Any]:
         """Return the candidate as it stands on a line of `candidates.jsonl`."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in _CANDIDATE_KEYS}
+
+
+_CANDIDATE_KEYS = tuple(field.name for field in fields(Candidate))

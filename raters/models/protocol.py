@@ -72,6 +72,7 @@ class Model(Protocol):
 
         Raises:
             ModelAccessError: The model cannot be used at all (unreachable, wrong key, unknown name).
+            ModelRequestError: The model will never answer this request; others may go through.
             ModelError: The model failed on this request after retries.
         """
         ...
@@ -79,6 +80,15 @@ class Model(Protocol):
     async def close(self) -> None:
         """Give back connections and memory; no call follows."""
         ...
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Return untrusted text as one printable line of at most `limit` characters.
+
+    Control, formatting and separator characters (terminal escapes, bidirectional overrides) become blanks.
+    """
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def split_reasoning(text: str, reasoning: str | None = None) -> tuple[str, str]:

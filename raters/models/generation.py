@@ -1,0 +1,316 @@
+"""Load a causal language model with transformers, and write one batch of completions with it.
+
+A completion does not depend on the batch it shares. Sampling by Gumbel-max makes that possible: the argmax of
+log-probabilities plus independent Gumbel noise is an exact sample of the distribution (Gumbel 1954,
+"Statistical Theory of Extreme Values"; Maddison, Tarlow and Minka 2014, "A* Sampling"), so every row brings
+its own noise from its own seed, and greedy decoding does the rest. What remains is rounding: a batch of
+another shape may change a logit in its last bits, which float32 practically never lets through to a token and
+bfloat16 now and then does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raters.models.protocol import (
+    THINK_CLOSE,
+    THINK_OPEN,
+    Completion,
+    Message,
+    SamplingSettings,
+    one_line,
+    split_reasoning,
+)
+from raters.records import ModelAccessError, ModelRequestError
+
+if TYPE_CHECKING:
+    import torch
+
+_LOG = logging.getLogger(__name__)
+_OWN_TAGS = frozenset({THINK_OPEN, THINK_CLOSE, "<rating>", "</rating>"})
+"""Special tokens of some tokenizers that our own prompts need whole; prompts make them harmless in items."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in memory, and what has to be known to use it.
+
+    Attributes:
+        spec: `hf/PATH_OR_ID`, for messages.
+        model: transformers' model, under its adapter if there is one.
+        tokenizer: Its tokenizer, with a chat template.
+        generation: transformers' configuration of greedy decoding, free of what was saved with the model.
+        end_ids: Tokens that end a completion.
+        context_tokens: Longest text the model can take; None if it does not say.
+        rotary: True if positions past the context are garbage but no error.
+        special_tokens: Strings that become control tokens, longest first.
+    """
+
+    spec: str
+    model: Any
+    tokenizer: Any
+    generation: Any
+    end_ids: frozenset[int]
+    context_tokens: int | None
+    rotary: bool
+    special_tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation as the model reads it.
+
+    Attributes:
+        token_ids: The rendered conversation.
+        max_tokens: Most tokens to write: what was asked for, cut down to the room left in the context.
+        opened: `<think>` if the conversation ends by opening it, as some chat templates do; else empty.
+    """
+
+    token_ids: list[int]
+    max_tokens: int
+    opened: str
+
+
+def load_model(spec: str, name: str, adapter: Path | None, device: str | None, dtype: str | None) -> LoadedModel:
+    """Return the model in memory.
+
+    Raises:
+        ModelAccessError: Libraries, files or the chat template are missing, or do not fit.
+    """
+    try:
+        import torch
+        import transformers
+
+        if adapter is not None:
+            import peft
+    except ImportError as error:
+        raise ModelAccessError(f"{spec}: needs torch, transformers and peft; pip install 'judgeseye[train]'") from error
+    if adapter is not None and not (adapter / "adapter_config.json").is_file():
+        raise ModelAccessError(f"{spec}: adapter {adapter} has no adapter_config.json; give the folder PEFT saved")
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise ModelAccessError(f"{spec}: there is no such folder; check the path")
+    library: Any = transformers  # annotated in part only
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    own_tokenizer = adapter is not None and (adapter / "tokenizer_config.json").is_file()
+    try:
+        with _quiet(library.utils.logging):
+            tokenizer = library.AutoTokenizer.from_pretrained(str(adapter) if own_tokenizer else name)
+            if not tokenizer.chat_template:
+                raise ModelAccessError(
+                    f"{spec}: has no chat template; use a model tuned for chat, or put a chat_template.jinja "
+                    "into its folder"
+                )
+            model, info = library.AutoModelForCausalLM.from_pretrained(
+                name, dtype=getattr(torch, dtype), output_loading_info=True
+            )
+            saved = model.generation_config
+            ends = saved.eos_token_id if isinstance(saved.eos_token_id, list) else [saved.eos_token_id]
+            end_ids = sorted({end for end in [*ends, tokenizer.eos_token_id] if end is not None})
+            pads = [tokenizer.pad_token_id, saved.pad_token_id, *end_ids, 0]
+            # generate() fills gaps from the configuration saved with a model (top_k, penalties): leave none.
+            model.generation_config = library.GenerationConfig(
+                do_sample=False,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=end_ids or None,
+                pad_token_id=next(pad for pad in pads if pad is not None),
+            )
+            generation = model.generation_config
+            config = model.config.get_text_config()
+            if adapter is not None:
+                model = peft.PeftModel.from_pretrained(model, str(adapter))
+            model = model.to(device).eval()
+    except ModelAccessError:
+        raise
+    except Exception as error:  # the libraries raise anything from OSError to KeyError here
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise ModelAccessError(
+            f"{spec}: cannot be loaded ({type(error).__name__}: {one_line(first, 200)}); "
+            "check the folder or hub id, the adapter, and the device"
+        ) from error
+    if missing := sorted(info["missing_keys"]):
+        _LOG.warning("%s: %d weights are not saved and start random: %s", spec, len(missing), missing[0])
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special = {*added, *tokenizer.all_special_tokens} - _OWN_TAGS
+    return LoadedModel(
+        spec=spec,
+        model=model,
+        tokenizer=tokenizer,
+        generation=generation,
+        end_ids=frozenset(end_ids),
+        context_tokens=getattr(config, "max_position_embeddings", None),
+        rotary=any(getattr(config, key, None) for key in ("rope_parameters", "rope_theta")),
+        special_tokens=tuple(sorted(special, key=len, reverse=True)),
+    )
+
+
+def render(loaded: LoadedModel, messages: Sequence[Message], max_tokens: int) -> Prompt:
+    """Return the conversation in tokens, ready for an answer of at most `max_tokens`.
+
+    Raises:
+        ModelRequestError: The chat template refuses the roles, or the context has no room for an answer.
+    """
+    turns = [
+        {"role": message["role"], "content": _harmless(message["content"], loaded.special_tokens)}
+        for message in messages
+    ]
+    try:
+        text = loaded.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # jinja2's TemplateError, or what a template does to surprise itself
+        raise ModelRequestError(
+            f"{loaded.spec}: its chat template refuses the roles {[turn['role'] for turn in turns]} "
+            f"({one_line(str(error), 200)}); use a prompt with roles it knows"
+        ) from error
+    token_ids = list(loaded.tokenizer(text, add_special_tokens=False).input_ids)
+    room = max_tokens if loaded.context_tokens is None else loaded.context_tokens - len(token_ids)
+    if room < 1:
+        raise ModelRequestError(
+            f"{loaded.spec}: a prompt of {len(token_ids)} tokens leaves no room in a context of "
+            f"{loaded.context_tokens}; shorten item or guideline, or use a model with a longer context"
+        )
+    return Prompt(token_ids, min(max_tokens, room), THINK_OPEN if text.rstrip().endswith(THINK_OPEN) else "")
+
+
+def generate(
+    loaded: LoadedModel,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+    is_unwanted: Callable[[int], bool],
+) -> list[Completion]:
+    """Return one completion per prompt, written in one batch.
+
+    Args:
+        loaded: The model.
+        prompts: Rows of the batch.
+        seeds: One per prompt; unused at temperature 0.
+        settings: Temperature and nucleus; `max_tokens` is that of the prompts.
+        is_unwanted: Asked with a row's index after every token; a row answered with True is left as it is.
+    """
+    import torch
+    import transformers
+
+    library: Any = transformers
+    device, pad_id = loaded.model.device, loaded.generation.pad_token_id
+    width = max(len(prompt.token_ids) for prompt in prompts)
+    input_ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for index, prompt in enumerate(prompts):
+        input_ids[index, width - len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
+        attention_mask[index, width - len(prompt.token_ids) :] = 1
+    processors = library.LogitsProcessorList()
+    if settings.temperature > 0:
+        if settings.temperature != 1.0:
+            processors.append(library.TemperatureLogitsWarper(float(settings.temperature)))
+        if settings.top_p < 1.0:
+            processors.append(library.TopPLogitsWarper(settings.top_p))
+        processors.append(_GumbelNoise(seeds, device))
+    generation = copy.copy(loaded.generation)
+    generation.max_new_tokens = max(prompt.max_tokens for prompt in prompts)
+    own_end = _OwnEnd([prompt.max_tokens for prompt in prompts], width, is_unwanted)
+    with torch.inference_mode():
+        output = loaded.model.generate(
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            generation_config=generation,
+            logits_processor=processors,
+            stopping_criteria=library.StoppingCriteriaList([own_end]),
+        )
+    return [_completion(loaded, prompt, ids) for prompt, ids in zip(prompts, output[:, width:].tolist(), strict=True)]
+
+
+def _harmless(text: str, special_tokens: Sequence[str]) -> str:
+    """Return text in which no special token is whole, so that a text cannot open a turn of its own."""
+    for token in special_tokens:
+        if token.strip():
+            text = text.replace(token, f"{token[0]}\u200b{token[1:]}" if len(token) > 1 else "\ufffd")
+    return text
+
+
+def _completion(loaded: LoadedModel, prompt: Prompt, token_ids: list[int]) -> Completion:
+    written = token_ids[: prompt.max_tokens]
+    end = next((index for index, token in enumerate(written) if token in loaded.end_ids), None)
+    if end is not None:
+        written = written[: end + 1]
+    # Other special tokens stay in the text: with some tokenizers <think> is one.
+    silent = {*loaded.end_ids, loaded.tokenizer.pad_token_id, loaded.tokenizer.bos_token_id}
+    text = loaded.tokenizer.decode(
+        [token for token in written if token not in silent],
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=False,
+    )
+    reasoning, answer = split_reasoning(prompt.opened + text)
+    return Completion(
+        text=answer,
+        reasoning=reasoning,
+        finish_reason="length" if end is None else "stop",
+        prompt_tokens=len(prompt.token_ids),
+        completion_tokens=len(written),
+    )
+
+
+class _GumbelNoise:
+    """Logits processor that adds Gumbel(0, 1) noise, each row's from a generator of its own."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        import torch
+
+        self._generators = [torch.Generator(device).manual_seed(_spread(seed)) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (rows, tokens) plus noise."""
+        import torch
+
+        # -log of an exponential variable is a Gumbel variable; exponential_ may return 0 in float32.
+        noise = torch.empty_like(scores)
+        for index, generator in enumerate(self._generators):
+            noise[index].exponential_(generator=generator)
+        return scores - noise.clamp_min_(torch.finfo(noise.dtype).tiny).log_()
+
+
+class _OwnEnd:
+    """Stopping criterion: each row ends at its own limit, or as soon as nobody wants it any more."""
+
+    def __init__(self, limits: Sequence[int], width: int, is_unwanted: Callable[[int], bool]) -> None:
+        self._limits = limits
+        self._width = width
+        self._is_unwanted = is_unwanted
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return which rows are done, as (rows,) booleans."""
+        import torch
+
+        num_written = input_ids.shape[1] - self._width
+        done = [num_written >= limit or self._is_unwanted(row) for row, limit in enumerate(self._limits)]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def _spread(seed: int) -> int:
+    """Return a 63-bit seed that differs in its low bits too: torch's CPU generator reads only 32 of them."""
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@contextlib.contextmanager
+def _quiet(chatter: Any) -> Iterator[None]:
+    """Keep progress bars and chatter of transformers and its hub client off the terminal for a while."""
+    level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel(logging.ERROR)
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    try:
+        yield
+    finally:
+        chatter.set_verbosity(level)
+        hub.setLevel(hub_level)
+        if bars:
+            chatter.enable_progress_bar()

@@ -1,0 +1,325 @@
+"""Models behind an OpenAI-compatible `/v1/chat/completions`: OpenAI, vLLM, llama.cpp, Ollama, gateways.
+
+One request per seed. Servers differ in what they leave out (`usage`, `content`, `finish_reason`) and in what
+they call the reasoning, so answers are read from plain JSON and nothing is taken for granted. Failures that
+pass are retried with exponential backoff and full jitter (Brooker 2015, "Exponential Backoff And Jitter",
+AWS Architecture Blog); the server's own Retry-After comes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email.utils
+import json
+import math
+import os
+import random
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+from raters.models.protocol import Completion, Message, SamplingSettings, one_line, split_reasoning
+from raters.records import ModelAccessError, ModelError, ModelRequestError
+
+if TYPE_CHECKING:
+    from openai import APIStatusError, AsyncOpenAI
+
+OPENAI_BASE_URL = "https://api.openai.com/v1"
+FIRST_BACKOFF_SECONDS = 0.5
+LONGEST_BACKOFF_SECONDS = 30.0
+LONGEST_RETRY_AFTER_SECONDS = 60.0
+TRIES_TO_REACH = 2  # tries while no server has ever answered: a wrong URL should not cost minutes
+
+
+class _PassingError(Exception):
+    """A failure that a later try may not meet.
+
+    Attributes:
+        retry_after_seconds: How long the server asked to wait; None if it did not say.
+        unreachable: True if no connection could be made at all.
+    """
+
+    def __init__(self, reason: str, retry_after_seconds: float | None = None, unreachable: bool = False) -> None:
+        super().__init__(reason)
+        self.retry_after_seconds = retry_after_seconds
+        self.unreachable = unreachable
+
+
+class OpenAIModel:
+    """A model reached over HTTP.
+
+    Attributes:
+        spec: `openai/NAME`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        base_url: str | None = None,
+        concurrency: int = 32,
+        request_timeout_seconds: float = 600.0,
+        connect_timeout_seconds: float = 10.0,
+        max_retries: int = 5,
+    ) -> None:
+        """Read address and key; nothing is sent yet.
+
+        Args:
+            name: Model name as the server knows it.
+            base_url: Address up to and including `/v1`; else OPENAI_BASE_URL, else OpenAI's own.
+            concurrency: Most requests in flight at once.
+            request_timeout_seconds: Longest silence of the server during one request.
+            connect_timeout_seconds: Longest wait for a connection.
+            max_retries: Tries after the first, per request.
+
+        Raises:
+            ModelAccessError: No key and no base URL, or one of them cannot be used.
+        """
+        self.spec = f"openai/{name}"
+        self._name = name
+        base_url = base_url or os.environ.get("OPENAI_BASE_URL")
+        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if not self._key and not base_url:
+            raise ModelAccessError(
+                f"{self.spec}: OPENAI_API_KEY is not set; set it, or give --base-url for a server of your own"
+            )
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise ModelAccessError(f"{self.spec}: OPENAI_API_KEY holds characters no key has; set it again")
+        self._base_url = base_url or OPENAI_BASE_URL
+        self._place = self._shown_address()
+        self._concurrency = concurrency
+        self._request_timeout_seconds = request_timeout_seconds
+        self._connect_timeout_seconds = connect_timeout_seconds
+        self._max_retries = max_retries
+        self._length_field = "max_tokens"
+        self._reached = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client: AsyncOpenAI | None = None
+        self._slots: asyncio.Semaphore | None = None
+
+    async def complete(
+        self, messages: Sequence[Message], seeds: Sequence[int], settings: SamplingSettings
+    ) -> list[Completion]:
+        """Return one completion per seed, in the order of `seeds`; see `protocol.Model`.
+
+        Raises:
+            ModelAccessError: Server unreachable, key refused, or model unknown.
+            ModelRequestError: The server will not answer this request, whatever is tried.
+            ModelError: A request failed after all retries.
+        """
+        tasks = [asyncio.ensure_future(self._draw(messages, seed, settings)) for seed in seeds]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        client, self._client, self._slots, self._loop = self._client, None, None, None
+        if client is not None:
+            with contextlib.suppress(RuntimeError):  # connections of a loop that has ended are gone already
+                await client.close()
+
+    def _shown_address(self) -> str:
+        try:
+            parts = urlsplit(self._base_url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            parts, host, port = urlsplit(""), None, None
+        if parts.scheme not in ("http", "https") or not host:
+            shown = one_line(self._base_url.rpartition("@")[2])
+            raise ModelAccessError(f"{self.spec}: base URL {shown!r} is no http(s) address; check --base-url")
+        # Rebuilt from its parts, because user:password@ and ?key= belong in no message.
+        return one_line(f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}")
+
+    def _session(self) -> tuple[AsyncOpenAI, asyncio.Semaphore]:
+        """Return client and request slots of the running event loop; neither survives a change of loops."""
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._slots is None or self._loop is not loop:
+            try:
+                import openai
+            except ImportError as error:
+                raise ModelAccessError(f"{self.spec}: needs the openai package; pip install openai") from error
+            timeout = openai.Timeout(self._request_timeout_seconds, connect=self._connect_timeout_seconds)
+            self._loop = loop
+            self._slots = asyncio.Semaphore(self._concurrency)
+            self._client = openai.AsyncOpenAI(
+                api_key=self._key or "none",
+                base_url=self._base_url,
+                max_retries=0,
+                timeout=timeout,
+                # openai's own choice closes itself when collected, with an error if its loop has ended.
+                http_client=openai.DefaultAsyncHttpxClient(timeout=timeout),
+            )
+        return self._client, self._slots
+
+    async def _draw(self, messages: Sequence[Message], seed: int, settings: SamplingSettings) -> Completion:
+        client, slots = self._session()
+        # The slot is kept while waiting between tries, so an overloaded server sees fewer requests, not more.
+        async with slots:
+            tries = 0
+            while True:
+                try:
+                    return await self._request(client, messages, seed, settings)
+                except _PassingError as error:
+                    tries += 1
+                    lost = error.unreachable and not self._reached
+                    if lost and tries >= min(TRIES_TO_REACH, self._max_retries + 1):
+                        raise ModelAccessError(
+                            f"{self.spec}: no server answers at {self._place} ({error}); start it, or check --base-url"
+                        ) from error
+                    if tries > self._max_retries:
+                        raise ModelError(
+                            f"{self.spec}: {self._place} failed {tries} times, the last time with: {error}; "
+                            "try again later, or with fewer requests at once"
+                        ) from error
+                    await asyncio.sleep(_pause_seconds(tries, error.retry_after_seconds))
+
+    async def _request(
+        self, client: AsyncOpenAI, messages: Sequence[Message], seed: int, settings: SamplingSettings
+    ) -> Completion:
+        import openai
+
+        body: dict[str, Any] = {
+            "model": self._name,
+            "messages": list(messages),
+            "seed": seed,
+            "temperature": settings.temperature,
+            self._length_field: settings.max_tokens,
+        }
+        if settings.top_p != 1.0:
+            body["top_p"] = settings.top_p
+        try:
+            answer = await client.chat.completions.with_raw_response.create(**cast(Any, body))
+        except openai.APITimeoutError as error:
+            if type(error.__cause__).__name__ == "ConnectTimeout":
+                reason = f"no connection within {self._connect_timeout_seconds:g} s"
+                raise _PassingError(reason, unreachable=True) from error
+            raise _PassingError(f"no answer within {self._request_timeout_seconds:g} s") from error
+        except openai.APIConnectionError as error:
+            # Class names, because openai runs on httpx or on httpx2.
+            unreachable = type(error.__cause__).__name__ == "ConnectError"
+            raise _PassingError(self._clean(_connection_reason(error)), unreachable=unreachable) from error
+        except openai.APIStatusError as error:
+            self._reached = True
+            if "max_tokens" in body and _wants_max_completion_tokens(error):
+                self._length_field = "max_completion_tokens"
+                return await self._request(client, messages, seed, settings)
+            raise self._refusal(error) from None  # the chain would show the server's words as they came
+        self._reached = True
+        try:
+            payload = json.loads(answer.text)
+        except ValueError as error:
+            raise _PassingError(f"an answer that is not JSON ({self._clean(answer.text)[:80]!r})") from error
+        return self._read(payload)
+
+    def _refusal(self, error: APIStatusError) -> Exception:
+        """Return what to raise for an HTTP status of 400 or more."""
+        status = error.status_code
+        words = f"{status} {self._clean(_error_text(error.body))}".strip()
+        place = f"{self.spec}: {self._place}"
+        if status in (401, 403):
+            return ModelAccessError(f"{place} refused the key ({words}); set OPENAI_API_KEY")
+        if status == 404 or error.code == "model_not_found":
+            return ModelAccessError(f"{place} does not serve this model ({words}); check its name and --base-url")
+        if error.code == "insufficient_quota":
+            return ModelAccessError(f"{place} says the quota is used up ({words}); top it up")
+        if status in (408, 409, 429) or status >= 500:
+            return _PassingError(words, _retry_after_seconds(error.response.headers))
+        hint = "check the sampling settings and the prompt's length"
+        return ModelRequestError(f"{place} refused the request ({words}); {hint}")
+
+    def _read(self, payload: Any) -> Completion:
+        choices = payload.get("choices") if isinstance(payload, dict) else None
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if not isinstance(choice, dict) or not isinstance(message, dict):
+            # Gateways report a failure of the server behind them as 200 with an `error`.
+            failure = payload.get("error") if isinstance(payload, dict) else None
+            raise _PassingError(self._clean(_error_text(failure)) or "an answer without choices")
+        refusal = message.get("refusal")
+        text = _text(message.get("content"))
+        finish_reason = choice.get("finish_reason")
+        if not text and isinstance(refusal, str) and refusal:
+            text, finish_reason = refusal, "refusal"
+        thought = _text(message.get("reasoning")) or _text(message.get("reasoning_content"))
+        reasoning, text = split_reasoning(text, thought)
+        usage = payload.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        return Completion(
+            text=text,
+            reasoning=reasoning,
+            finish_reason=finish_reason if isinstance(finish_reason, str) and finish_reason else "unknown",
+            prompt_tokens=_count(usage.get("prompt_tokens")),
+            completion_tokens=_count(usage.get("completion_tokens")),
+        )
+
+    def _clean(self, text: str) -> str:
+        """Return a server's words as one line, without the key, which some servers repeat."""
+        return one_line(text.replace(self._key, "[key]") if self._key else text)
+
+
+def _wants_max_completion_tokens(error: APIStatusError) -> bool:
+    """True if a server refuses `max_tokens` itself, not its size (vLLM's words for that name both fields)."""
+    words = str(error.body).lower()
+    return error.status_code == 400 and "max_completion_tokens" in words and "supported" in words
+
+
+def _pause_seconds(tries: int, retry_after_seconds: float | None) -> float:
+    if retry_after_seconds is not None:
+        # A little jitter on top, or all that were refused together come back together.
+        return retry_after_seconds + random.uniform(0.0, min(1.0, 0.1 * retry_after_seconds))
+    return random.uniform(0.0, min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** (tries - 1)))
+
+
+def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+    """Return the wait that Retry-After asks for, in seconds or as a date (RFC 9110, 10.2.3), capped."""
+    value = headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else None
+
+
+def _error_text(body: object) -> str:
+    """Return the message of an error body: OpenAI's, vLLM's, FastAPI's, or plain text."""
+    while isinstance(body, dict):
+        body = next((body[key] for key in ("error", "message", "detail") if body.get(key)), "")
+    return body if isinstance(body, str) else json.dumps(body) if body else ""
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    yield error
+    inner = list(error.exceptions) if isinstance(error, BaseExceptionGroup) else []
+    for cause in [*inner, error.__cause__ or error.__context__]:
+        if cause is not None:
+            yield from _causes(cause)
+
+
+def _connection_reason(error: BaseException) -> str:
+    causes = list(_causes(error))
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return "connection refused"
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return "unknown host"
+    cause = error.__cause__ or error
+    return str(cause) or type(cause).__name__
+
+
+def _text(value: object) -> str:
+    """Return a text field of a message: a string, or the text parts of a list; else empty."""
+    if isinstance(value, list):
+        return "".join(_text(part.get("text")) for part in value if isinstance(part, dict))
+    return value if isinstance(value, str) else ""
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -1,0 +1,111 @@
+"""Tiny random language models on disk, made in a second without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+CONTEXT_TOKENS = 512
+END_OF_TURN = "<|im_end|>"
+PADDING = "<|endoftext|>"
+START_OF_TURN = "<|im_start|>"
+
+LINES = [
+    "The argument names a reason and an example, so I would call it convincing.",
+    "The summary leaves out the main point; the rating is low.",
+    "Read the guideline first, then the text, and give one rating.",
+    "system user assistant think rating 1 2 3 4 5 yes no maybe",
+]
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+THINKING_TEMPLATE = CHAT_TEMPLATE.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+
+
+def make_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> Any:
+    """Return a byte-level BPE tokenizer whose `<think>` and `<rating>` tags are special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    tags = ["<think>", "</think>", "<rating>", "</rating>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=[PADDING, START_OF_TURN, END_OF_TURN, *tags],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(LINES, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=END_OF_TURN,
+        pad_token=PADDING,
+        extra_special_tokens=[START_OF_TURN, *tags],
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def make_model(folder: Path, chat_template: str | None = CHAT_TEMPLATE, seed: int = 0, **generation: Any) -> Path:
+    """Write a random two-layer Qwen3 with its tokenizer and return the folder.
+
+    Args:
+        folder: Where to write; made if missing.
+        chat_template: None for a model that cannot chat.
+        seed: Decides the weights.
+        **generation: Saved generation config, beside `do_sample=True`, without which `transformers serve`
+            does not sample at all.
+    """
+    import torch
+    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = make_tokenizer(chat_template)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=CONTEXT_TOKENS,
+        # Wide enough that tokens differ in likelihood, and that greedy choices are never near ties.
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM(config)
+    torch.random.set_rng_state(state)
+    model.generation_config = GenerationConfig(
+        do_sample=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **generation
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_adapter(base: Path, folder: Path, seed: int = 1) -> Path:
+    """Write a random LoRA adapter for a model of `make_model`, strong enough to change what it says."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = LoraConfig(
+        r=4,
+        lora_alpha=32,
+        target_modules=["q_proj", "v_proj", "o_proj"],
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    get_peft_model(model, config).save_pretrained(folder)
+    return folder
