@@ -7,9 +7,7 @@ import contextlib
 import gc
 import hashlib
 import json
-import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import raters.models.hf as hf_module
+import raters.models.openai as openai_module
+from raters.models import generation
+from raters.models.embedded import EmbeddedModel
+from raters.models.hf import HFModel
+from raters.models.openai import OpenAIModel
+from raters.models.protocol import Completion, Message, Model, SamplingSettings, one_line, split_reasoning
+from raters.records import ModelAccessError, ModelError, ModelRequestError
+from tests.local_servers import free_port, serving_transformers
 from tests.scripted_server import Answer, Fault, Script, ScriptedServer
 from tests.tiny_models import (
     CONTEXT_TOKENS,
@@ -34,15 +42,6 @@ from tests.tiny_models import (
     make_adapter,
     make_model,
 )
-
-import raters.models.hf as hf_module
-import raters.models.openai as openai_module
-from raters.models import generation
-from raters.models.embedded import EmbeddedModel
-from raters.models.hf import HFModel
-from raters.models.openai import OpenAIModel
-from raters.models.protocol import Completion, Message, Model, SamplingSettings, one_line, split_reasoning
-from raters.records import ModelAccessError, ModelError, ModelRequestError
 
 MESSAGES: list[Message] = [
     {"role": "system", "content": "Give one rating."},
@@ -108,36 +107,8 @@ def scripted() -> Iterator[ScriptedServer]:
 
 @pytest.fixture(scope="session")
 def transformers_serve(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run `transformers serve` on the tiny model; the value is its base URL."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("serve") / "log.txt"
-    command = [str(Path(sys.executable).parent / "transformers"), "serve", str(tiny)]
-    command += ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
-                break
-            assert process.poll() is None, log.read_text(errors="replace")
-            time.sleep(0.2)
-        else:
-            pytest.fail(f"transformers serve did not get ready: {log.read_text(errors='replace')}")
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(timeout=3)
-        except subprocess.TimeoutExpired:  # it may ignore SIGINT
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with serving_transformers(tiny, tmp_path_factory.mktemp("serve") / "log.txt") as url:
+        yield url
 
 
 def openai_scripted(request: pytest.FixtureRequest) -> Backend:
