@@ -1,0 +1,164 @@
+"""The folder of a run: the same command goes on in it, another one is told what differs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raters.runs as runs_module
+from raters.records import ConfigError
+from raters.runs import RunFolder, git_revision, versions
+
+IDENTITY = {"model": "embedded", "seed": 0, "scale": {"labels": (1, 2)}, "guideline": "a" * 64, "tolerance": None}
+
+
+def begun(path: Path, **changes: Any) -> RunFolder:
+    folder = RunFolder(path, "infer_traces", IDENTITY | changes)
+    folder.create({"status": "running", "seconds": 1.5})
+    return folder
+
+
+def manifest_of(path: Path) -> dict[str, Any]:
+    found = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found
+
+
+def test_nothing_is_made_before_create(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs" / "small", "infer_traces", IDENTITY)
+    assert list(tmp_path.iterdir()) == []
+    assert folder.previous == {}
+
+
+def test_create_makes_the_folder_and_says_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "small"
+    folder = begun(path)
+    assert manifest_of(path) == {
+        "stage": "infer_traces",
+        "identity": IDENTITY | {"scale": {"labels": [1, 2]}},
+        "status": "running",
+        "seconds": 1.5,
+    }
+    folder.write_manifest({"status": "complete", "name": "ü"})
+    assert manifest_of(path)["status"] == "complete"
+    assert "ü" in (path / "manifest.json").read_text(encoding="utf-8")
+
+
+def test_the_same_command_goes_on(tmp_path: Path) -> None:
+    begun(tmp_path / "run")
+    again = RunFolder(tmp_path / "run", "infer_traces", IDENTITY)
+    assert again.previous["seconds"] == 1.5
+
+
+def test_an_empty_folder_is_a_new_run(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path, "infer_traces", IDENTITY).previous == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "seed was 0, now 1"),
+        ({"model": "hf/x"}, 'model was "embedded", now "hf/x"'),
+        ({"guideline": "b" * 64}, "guideline was aaaaaaaaaaaa…, now bbbbbbbbbbbb…"),
+        ({"tolerance": 0.5}, "tolerance was null, now 0.5"),
+        ({"scale": {"labels": [1, 2, 3]}}, "scale was"),
+        ({"new_setting": 3}, "new_setting was null, now 3"),
+        ({"seed": 1, "model": "hf/x"}, 'model was "embedded", now "hf/x"; seed was 0, now 1'),
+    ],
+)
+def test_another_command_is_told_what_differs_and_what_to_do(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    begun(tmp_path / "run")
+    with pytest.raises(ConfigError) as caught:
+        RunFolder(tmp_path / "run", "infer_traces", IDENTITY | changes)
+    assert named in str(caught.value)
+    assert "--new to start over" in str(caught.value)
+    assert manifest_of(tmp_path / "run")["identity"]["seed"] == 0
+
+
+def test_a_setting_that_is_gone_differs_too(tmp_path: Path) -> None:
+    begun(tmp_path / "run", strategy="fixed")
+    with pytest.raises(ConfigError, match='strategy was "fixed", now null'):
+        RunFolder(tmp_path / "run", "infer_traces", IDENTITY)
+
+
+def test_a_run_of_another_stage_is_refused(tmp_path: Path) -> None:
+    begun(tmp_path / "run")
+    with pytest.raises(ConfigError, match="belongs to a run of infer_traces, not rate_items; give another --out"):
+        RunFolder(tmp_path / "run", "rate_items", IDENTITY)
+
+
+@pytest.mark.parametrize(
+    "content", [None, "not JSON", "[]", "{}", '{"stage": "infer_traces"}', '{"stage": "", "identity": {}}']
+)
+@pytest.mark.parametrize("new", [False, True])
+def test_a_folder_that_holds_no_run_is_left_alone(tmp_path: Path, content: str | None, new: bool) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
+    if content is not None:
+        (tmp_path / "manifest.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"holds files but no run .*; give another --out"):
+        RunFolder(tmp_path, "infer_traces", IDENTITY, new=new)
+    assert (tmp_path / "thesis.tex").read_text(encoding="utf-8") == "years of work"
+
+
+def test_starting_over_keeps_the_old_run_beside_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    for seed in (1, 2, 3):
+        folder = RunFolder(path, "infer_traces", IDENTITY | {"seed": seed}, new=True)
+        assert folder.previous == {}
+        if seed > 1:
+            assert manifest_of(path)["identity"]["seed"] == seed - 1  # nothing is moved before create
+        folder.create({})
+        (path / "candidates.jsonl").write_text(f"{seed}\n", encoding="utf-8")
+    names = sorted(found.name for found in tmp_path.iterdir())
+    assert names == ["run", "run.old-1", "run.old-2"]
+    assert [(tmp_path / name / "candidates.jsonl").read_text(encoding="utf-8") for name in names] == [
+        "3\n",
+        "1\n",
+        "2\n",
+    ]
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"file is a file, not a folder; give another --out"):
+        RunFolder(tmp_path / "file" / "run", "infer_traces", IDENTITY)
+    with pytest.raises(ConfigError, match=r"file is a file, not a folder; give another --out"):
+        RunFolder(tmp_path / "file", "infer_traces", IDENTITY)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the superuser may write anywhere
+    with pytest.raises(ConfigError, match=r"cannot be written; give another --out"):
+        RunFolder(tmp_path / "run", "infer_traces", IDENTITY)
+
+
+def test_versions_are_those_installed() -> None:
+    import platform
+
+    import numpy
+
+    found = versions()
+    assert found["python"] == platform.python_version()
+    assert found["numpy"] == numpy.__version__
+
+
+def test_the_revision_says_whether_files_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "raters").mkdir()
+    monkeypatch.setattr(runs_module, "__file__", str(tmp_path / "raters" / "runs.py"))
+    assert git_revision() is None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@example.org", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "raters" / "a.py").write_text("1\n", encoding="utf-8")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    assert git_revision() == git("rev-parse", "HEAD")
+    (tmp_path / "raters" / "a.py").write_text("2\n", encoding="utf-8")
+    assert git_revision() == git("rev-parse", "HEAD") + "+changes"
