@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,7 @@ from pipelines.command import INTERRUPTED, run_command
 from pipelines.options import StageOptions, parse_options
 from raters.journal import to_line, write_atomically
 from raters.ledger import UNDRAWN
-from raters.records import ConfigError
+from raters.records import ConfigError, JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
     from raters.corpora import Corpus, Dimension
@@ -36,18 +37,28 @@ if TYPE_CHECKING:
     from raters.ledger import Ledger
     from raters.models.protocol import Model
     from raters.observations import Observations
-    from raters.questions import Question
+    from raters.questions import Purpose, Question
     from raters.runs import RunFolder
     from raters.sampling import SamplingOptions
     from raters.splits import Split
 
 STAGE = "infer_traces"
+MOST_DRAWS = 1024
+SECOND_CHANCES = ("escalate", "rationalize", "recover")
 DESCRIPTION = """\
 Infer the thinking behind label-only annotations: draw up to k ratings for each item from a model that does not see
 the label, keep those that agree with the person, with their reasoning.
 
 Writes to --out: candidates.jsonl (every draw), traces.jsonl (kept ones), unmatched.jsonl, summary.json,
 utilisation.svg, split.json, manifest.json. The same command again continues where it stopped."""
+
+
+_PURPOSES: Mapping[str, Purpose] = {
+    "first": "rate",
+    "escalated": "rate",
+    "rationalized": "rationalize",
+    "recovered": "recover",
+}
 
 
 class InferTracesOptions(StageOptions):
@@ -68,7 +79,7 @@ class InferTracesOptions(StageOptions):
     adapter: str | None = Field(None, description="LoRA adapter folder for hf/<path or id>")
     batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
     prompt: str | None = Field(None, description="prompt of prompts/ or a .md file (default: the model's own)")
-    k: int = Field(16, ge=1, description="most draws for an item; a larger k later goes on with more")
+    k: int = Field(16, ge=1, le=MOST_DRAWS, description="most draws for an item; a larger k later goes on with more")
     strategy: Literal["adaptive", "fixed"] | None = Field(
         None, description="adaptive stops an item at its first acceptance (default), fixed makes all k draws"
     )
@@ -87,7 +98,7 @@ class InferTracesOptions(StageOptions):
         None, description="second chance: this model explains the label it is shown; kept if --recover finds it again"
     )
     recover: str | None = Field(None, description="model that must recover the label (default: the one of --model)")
-    second_k: int = Field(4, ge=1, description="most draws of each second chance")
+    second_k: int = Field(4, ge=1, le=MOST_DRAWS, description="most draws of each second chance")
     concurrency: int = Field(32, ge=1, description="requests or items in work at once")
     input_price: float | None = Field(None, ge=0, description="USD for a million tokens read, for the cost shown")
     output_price: float | None = Field(None, ge=0, description="USD for a million tokens written")
@@ -105,42 +116,56 @@ def main(arguments: Sequence[str]) -> int:
     """Run the stage and return its exit status."""
     options = parse_options(InferTracesOptions, STAGE, DESCRIPTION, arguments)
     from pipelines.screen import say
-    from raters.journal import Journal
-    from raters.records import JudgeseyeError
     from raters.runs import RunFolder
 
     plan = _read_inputs(options)
     say(plan.describe())
     folder = RunFolder(plan.out, STAGE, plan.identity(), new=options.new)
-    _check_continuation(options, folder)
+    try:
+        _check_continuation(options, folder)
+        summary = _run(plan, folder)
+    finally:
+        folder.release()
+    if summary is None:
+        return INTERRUPTED
+    _print_results(plan, folder, summary)
+    return 0
+
+
+def _run(plan: _Plan, folder: RunFolder) -> dict[str, Any] | None:
+    """Make the draws that are missing and write the results; return the summary, None if the user stopped it."""
+    from pipelines.screen import say
+    from raters.journal import Journal
+
     ledger = plan.empty_ledger()
     journal = Journal(folder.path / "candidates.jsonl", prepare=lambda: _begin(plan, folder))
+    last = ledger.replay(journal.recover()) if folder.previous else None
+    if last is not None:
+        say(f"continuing {folder.path}: {sum(ledger.totals.draws.values()):,} draws are there already")
     began = time.monotonic()
 
     def manifest(status: str) -> dict[str, Any]:
-        return plan.manifest(ledger, status, folder.previous.get("seconds", 0.0) + time.monotonic() - began)
+        seconds = folder.previous.get("seconds", 0.0) + time.monotonic() - began
+        return {**plan.manifest(ledger, status, seconds), "second_chance": _second_chance(plan.options, folder)}
 
     try:
-        last = ledger.replay(journal.recover()) if folder.previous else None
-        if last is not None:
-            say(f"continuing {folder.path}: {sum(ledger.totals.draws.values()):,} draws are there already")
-        if ledger.has_work(options.effective_strategy):
-            finished = asyncio.run(_draw(plan, ledger, journal, last))
-            if not finished:
+        if ledger.has_work(plan.options.effective_strategy) and not asyncio.run(_draw(plan, ledger, journal, last)):
+            if sum(ledger.totals.draws.values()):
                 folder.write_manifest(manifest("stopped"))
-                say(_how_to_go_on(folder, ledger))
-                return INTERRUPTED
+            say(_how_to_go_on(folder, ledger))
+            return None
         summary = _write_results(plan, ledger, folder)
         folder.write_manifest({**manifest("complete"), "kept": summary["kept"]})
+        return summary
     except JudgeseyeError:
         if sum(ledger.totals.draws.values()):
-            folder.write_manifest(manifest("failed"))
             say(_how_to_go_on(folder, ledger))
+            with suppress(StorageError):
+                folder.write_manifest(manifest("failed"))
         raise
     finally:
-        journal.close()
-    _print_results(plan, folder, summary)
-    return 0
+        with suppress(OSError):
+            journal.close()
 
 
 @dataclass(frozen=True)
@@ -208,7 +233,7 @@ class _Plan:
             "temperature": options.temperature,
             "top_p": options.top_p,
             "max_tokens": options.max_tokens,
-            "tolerance": options.tolerance,
+            "tolerance": options.tolerance or 0.0,
             "seed": options.seed,
             **per_annotator,
         }
@@ -294,6 +319,8 @@ def _read_inputs(options: InferTracesOptions) -> _Plan:
     for spec in filter(None, (options.model, options.escalate, options.rationalize, options.recover)):
         check_spec(spec)
     loaded = {purpose: load_prompt(name) for purpose, name in prompts.items()}
+    if options.model == "embedded" and "fields" in loaded["first"].slots:
+        raise ConfigError(f"--prompt {options.prompt}: shows text, and embedded reads observations; give embedded/rate")
     observations = None
     if any("observations" in prompt.slots for prompt in loaded.values()):
         training = range(len(corpus.item_ids)) if split is None else split.indices("train")
@@ -309,7 +336,7 @@ def _read_inputs(options: InferTracesOptions) -> _Plan:
         labels=labels,
         order=work_order(corpus, dimension.name, np.unique(labels.items), options.seed)[: options.limit],
         observations=observations,
-        questions={purpose: Question(dimension, prompt, observations) for purpose, prompt in loaded.items()},
+        questions={name: Question(dimension, prompt, observations, _PURPOSES[name]) for name, prompt in loaded.items()},
         out=Path(options.out) if options.out else Path("runs") / re.sub(r"[^\w.-]+", "_", name) / STAGE,
     )
 
@@ -329,20 +356,24 @@ def _check_options(options: InferTracesOptions, dimension: Dimension) -> None:
         raise ConfigError(
             f"--keep {options.keep} --strategy adaptive: adaptive stops at the first; give --strategy fixed"
         )
+    if options.base_url and not any(
+        (spec or "").startswith("openai/") for spec in (options.model, options.escalate, options.rationalize)
+    ):
+        raise ConfigError(f"--base-url {options.base_url}: is for openai/<name>, and no such model is asked for")
     if options.recover and not options.rationalize:
         raise ConfigError(f"--recover {options.recover}: is for --rationalize, which is not given; add it")
 
 
 def _check_continuation(options: InferTracesOptions, folder: RunFolder) -> None:
     """Refuse to continue a run under options that would leave paid draws out or mix models."""
-    before = folder.previous.get("options", {})
+    before = {"k": folder.previous.get("options", {}).get("k"), **folder.previous.get("second_chance", {})}
     for name in ("k", "second_k"):
         if (then := before.get(name)) is not None and getattr(options, name) < then:
             raise ConfigError(
                 f"--out {folder.path}: was run with {name.replace('_', '-')} {then}, now {getattr(options, name)}, "
                 "which would leave draws out; give at least as many, another --out, or --new to start over"
             )
-    for name in ("escalate", "rationalize", "recover"):
+    for name in SECOND_CHANCES:
         then, now = before.get(name), getattr(options, name)
         if then is not None and now is not None and then != now:
             raise ConfigError(
@@ -351,9 +382,18 @@ def _check_continuation(options: InferTracesOptions, folder: RunFolder) -> None:
             )
 
 
+def _second_chance(options: InferTracesOptions, folder: RunFolder) -> dict[str, Any]:
+    """Return which models a second chance has had, in this session or an earlier one, and how many draws."""
+    earlier = folder.previous.get("second_chance", {})
+    models = {name: getattr(options, name) or earlier.get(name) for name in SECOND_CHANCES}
+    used = options.escalate or options.rationalize
+    return {**models, "second_k": options.second_k if used else earlier.get("second_k")}
+
+
 def _begin(plan: _Plan, folder: RunFolder) -> None:
     """Make the folder, with what is known before the first draw."""
-    folder.create(plan.manifest(plan.empty_ledger(), "running", 0.0))
+    manifest = plan.manifest(plan.empty_ledger(), "running", 0.0)
+    folder.create({**manifest, "second_chance": _second_chance(plan.options, folder)})
     if plan.split is not None:
         write_atomically(folder.path / "split.json", to_line(plan.split.as_record(plan.corpus)))
     if plan.observations is not None:

@@ -7,18 +7,39 @@ import difflib
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from raters.records import ConfigError
+
+_MOST_SHOWN = 80
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        known = [flag for action in self._actions for flag in action.option_strings]
+        near = difflib.get_close_matches(unknown.split("=")[0].split()[0], known, n=1) if unknown != message else []
+        raise ConfigError(f"{message}; {f'did you mean {near[0]}?' if near else 'see --help'}")
 
 
 class StageOptions(BaseModel):
     """Base of every stage's options. A field's description is its help text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_booleans_for_numbers(cls, data: dict[str, Any]) -> dict[str, Any]:
+        for name, value in data.items():
+            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+                raise PydanticCustomError("boolean", "{name}", {"name": name, "value": value})
+        return data
 
 
 Options = TypeVar("Options", bound=StageOptions)
@@ -28,11 +49,12 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
     """Return a stage's options from its arguments; flags go before `--config file.yaml`, that before defaults.
 
     Raises:
-        ConfigError: On an unknown key or a value that is not allowed; names the flag or the file's key.
-        SystemExit: After `--help`, or on an unknown flag.
+        ConfigError: On an unknown flag or key or a value that is not allowed; names the flag or the file's key.
+        SystemExit: After `--help`.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"python -m pipelines.{stage}",
+        usage=f"python -m pipelines.{stage} [options]",
         description=description,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -54,10 +76,18 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         return kind.model_validate({**from_file, **given})
     except ValidationError as error:
         detail = error.errors()[0]
+        if detail["type"] == "boolean":
+            raise ConfigError(
+                f"{path}: {detail['msg']} {detail['ctx']['value']}: must be a number, not yes or no"
+            ) from error
         name = str(detail["loc"][0]) if detail["loc"] else ""
         place = f"{path}: {name}" if name in from_file and name not in given else _flag(name)
-        message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        raise ConfigError(f"{place} {detail['input']}: must be {message}") from error
+        choices = _metavar(kind.model_fields[name].annotation, name) if name in kind.model_fields else ""
+        message = detail["msg"].removeprefix("Input should be ")
+        if choices.startswith("{"):
+            message = "one of " + choices.strip("{}").replace(",", ", ").replace(", N", ", or a whole number")
+        value = detail["input"] if isinstance(detail["input"], str) else repr(detail["input"])
+        raise ConfigError(f"{place} {value[:_MOST_SHOWN]}: must be {message}") from error
 
 
 def _flag(name: str) -> str:
@@ -77,7 +107,7 @@ def _read_config(path: Path, kind: type[StageOptions]) -> dict[str, Any]:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"--config {path}: no such file; check the name") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({' '.join(str(error).split())}); mend the file") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"--config {path}: holds no options; write one `key: value` a line")

@@ -9,15 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from tqdm import tqdm
-
 _REFRESH_SECONDS = 0.2
 _REFRESH_SECONDS_IN_A_LOG = 10.0
 
 
 def say(line: str) -> None:
     """Print one line about what the stage is doing, apart from its results."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
@@ -42,6 +40,8 @@ class ProgressBar:
         self._interval = _REFRESH_SECONDS if sys.stderr.isatty() else _REFRESH_SECONDS_IN_A_LOG
         self._due = time.monotonic() + self._interval
         done, text = state()
+        from tqdm import tqdm
+
         self._bar = tqdm(total=total, initial=done, unit="item", postfix=text, dynamic_ncols=True, mininterval=0)
 
     def update(self) -> None:
@@ -71,11 +71,11 @@ def trace_lines(trace: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterable
     """Yield a kept trace beside its item."""
     width = min(shutil.get_terminal_size().columns, 110)
     who = "" if trace["annotator_id"] is None else f" by {trace['annotator_id']}"
-    yield f"== {printable(trace['item_id'])}, {trace['dimension']}: label {trace['label']}{printable(who)}"
+    yield printable(f"== {trace['item_id']}, {trace['dimension']}: label {trace['label']}{who}")
     swapped = " (the model saw the two texts exchanged)" if trace["swapped"] else ""
     for name, text in inputs.items():
         yield textwrap.fill(f"{printable(name)}: {printable(text)}", width, subsequent_indent="    ")
-    yield f"-- {trace['model']}, draw {trace['draw']}{swapped}, verdict {trace['verdict']}"
+    yield printable(f"-- {trace['model']}, draw {trace['draw']}{swapped}, verdict {trace['verdict']}")
     for line in printable(trace["trace"]).splitlines():
         yield textwrap.fill(line, width, initial_indent="  ", subsequent_indent="  ")
     if trace["flags"]:
@@ -86,8 +86,8 @@ def trace_lines(trace: Mapping[str, Any], inputs: Mapping[str, str]) -> Iterable
 def summary_lines(summary: Mapping[str, Any]) -> Iterable[str]:
     """Yield the summary of infer_traces for a reader."""
     points, kept, labels = summary["utilisation"], summary["kept"], summary["labels"]
-    yield f"{printable(summary['corpus'])}, {summary['dimension']} ({summary['scale']}), {summary['split']} split"
-    yield f"  model {printable(summary['model'])}, {summary['strategy']} draws, labels: {summary['label_method']}"
+    yield printable(f"{summary['corpus']}, {summary['dimension']} ({summary['scale']}), {summary['split']} split")
+    yield printable(f"  model {summary['model']}, {summary['strategy']} draws, labels: {summary['label_method']}")
     yield ""
     yield "Labels with an accepted draw, beside what permuted labels would get by chance (± 95 %)"
     yield _row("draws for an item", [str(point["k"]) for point in points])
@@ -138,4 +138,4 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _row(name: str, cells: list[str]) -> str:
-    return f"  {name:<18}" + "".join(f"{cell:>16}" for cell in cells)
+    return printable(f"  {name:<18}" + "".join(f"{cell:>16}" for cell in cells))

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, StrictStr, ValidationError
 
 from raters.journal import Record, parse_line, read_lines, sha256_of
-from raters.records import ConfigError, DataError, Item
+from raters.records import ConfigError, DataError, Item, shown
 from raters.resources import resource_folder
-from raters.scales import IntervalScale, NominalScale, OrdinalScale, PairwiseScale, Scale
+from raters.scales import SCALE_TYPES, IntervalScale, NominalScale, OrdinalScale, PairwiseScale, Scale
 
 DEMO = "demo"
 _ITEM_KEYS = frozenset({"item_id", "inputs", "metadata"})
@@ -136,9 +136,12 @@ class _ItemFile:
         self._path = path
         self._file = path.open("rb")
 
+    def __del__(self) -> None:
+        self._file.close()
+
     def record_at(self, offset: int) -> Record:
         self._file.seek(offset)
-        return parse_line(self._file.readline(), self._path, 0)
+        return parse_line(self._file.readline(), f"{self._path} at byte {offset}")
 
 
 def find_corpus(name: str) -> Path:
@@ -195,11 +198,11 @@ def load_corpus(folder: Path) -> Corpus:
 def _read_corpus_yaml(folder: Path) -> tuple[_CorpusFile, str]:
     path = folder / "corpus.yaml"
     try:
-        text = path.read_text(encoding="utf-8")
-        raw = yaml.safe_load(text)
+        content = path.read_bytes()
+        raw = yaml.safe_load(content.decode("utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; a corpus needs one") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{path}: cannot be read ({_one_line(error)}); mend the file") from error
     if not isinstance(raw, dict):
         raise DataError(f"{path}: holds no settings; write name, dimensions and group_by")
@@ -209,20 +212,23 @@ def _read_corpus_yaml(folder: Path) -> tuple[_CorpusFile, str]:
         raise DataError(f"{path}: {first_problem(error)}; mend the file") from error
     if not settings.dimensions:
         raise DataError(f"{path}: dimensions: empty; name at least one with its scale and guideline")
-    return settings, sha256_of(text)
+    return settings, hashlib.sha256(content).hexdigest()
 
 
 def first_problem(error: ValidationError) -> str:
     """Return where the first problem of a validated file is, what is wrong, and the value, in one line."""
     detail = error.errors()[0]
     place = ".".join(str(part) for part in detail["loc"]) or "top level"
+    if detail["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        tag = detail.get("ctx", {}).get("tag")
+        return f"{place}: type {'is missing' if tag is None else tag}; give one of {', '.join(SCALE_TYPES)}"
     if detail["type"] == "extra_forbidden":
         return f"{place}: unknown key"
     if detail["type"] == "missing":
         return f"{place}: missing"
     message = detail["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(detail["input"], dict | list) else f" (is {detail['input']!r})"
-    return f"{place}: {_one_line(message)}{shown}"
+    value = "" if isinstance(detail["input"], dict | list) else f" (is {shown(detail['input'])})"
+    return f"{place}: {_one_line(message)}{value}"
 
 
 def _one_line(error: object) -> str:
@@ -231,8 +237,8 @@ def _one_line(error: object) -> str:
 
 def _read_guideline(folder: Path, name: str, where: str) -> str:
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise DataError(f"{where}: guideline {name!r} lies outside the corpus; move it into the folder")
+    if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{where}: guideline {shown(name)} lies outside the corpus; move it into the folder")
     try:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -267,14 +273,17 @@ def _read_items(path: Path, settings: _CorpusFile, dimensions: Mapping[str, Dime
         _check_keys(record, _ITEM_KEYS, _ITEM_KEYS - {"metadata"}, where)
         item_id = _text(record["item_id"], "item_id", where)
         if item_id in items.index:
-            raise DataError(f"{where}: item_id {item_id!r} stands twice; give every item its own id")
+            raise DataError(f"{where}: item_id {shown(item_id)} stands twice; give every item its own id")
         inputs = record["inputs"]
         if not isinstance(inputs, dict) or not inputs:
-            raise DataError(f"{where}: inputs {inputs!r} is not an object of text fields; write {{name: text}}")
+            raise DataError(f"{where}: inputs {shown(inputs)} is not an object of text fields; write {{name: text}}")
         for name, text in inputs.items():
+            _text(name, f"the name {shown(name)} of a field of inputs", where)
             _text(text, f"inputs.{name}", where)
         if not isinstance(record.get("metadata", {}), dict):
-            raise DataError(f"{where}: metadata {record['metadata']!r} is not an object; write {{}} if there is none")
+            raise DataError(
+                f"{where}: metadata {shown(record['metadata'])} is not an object; write {{}} if there is none"
+            )
         for dimension, fields in needed.items():
             for name in fields:
                 if name not in inputs:
@@ -343,9 +352,9 @@ def _read_annotations(
         name = _text(record["dimension"], "dimension", where)
         if name not in dimensions:
             known = ", ".join(dimensions)
-            raise DataError(f"{where}: dimension {name!r} is not in corpus.yaml ({known}); mend one of them")
+            raise DataError(f"{where}: dimension {shown(name)} is not in corpus.yaml ({known}); mend one of them")
         if item_id not in item_index:
-            raise DataError(f"{where}: item_id {item_id!r} is not in items.jsonl; add the item or remove the line")
+            raise DataError(f"{where}: item_id {shown(item_id)} is not in items.jsonl; add the item or remove the line")
         scale = dimensions[name].scale
         try:
             number = scale.number(scale.canonical(record["label"]))
@@ -387,14 +396,14 @@ def _first_repeat(table: AnnotationTable) -> tuple[int, int] | None:
 
 def _check_keys(record: Record, known: frozenset[str], needed: frozenset[str], where: str) -> None:
     if unknown := sorted(record.keys() - known):
-        raise DataError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(sorted(known))}")
+        raise DataError(f"{where}: unknown key {shown(unknown[0])}; the keys are {', '.join(sorted(known))}")
     if missing := sorted(needed - record.keys()):
         raise DataError(f"{where}: no {missing[0]}; add it")
 
 
 def _text(value: object, name: str, where: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{where}: {name} {value!r} is not text; put it in quotes")
+        raise DataError(f"{where}: {name} {shown(value)} is not text; put it in quotes")
     if not value.strip():
         raise DataError(f"{where}: {name} is blank; fill it in or remove the line")
     try:

@@ -114,7 +114,7 @@ def gold_labels(
 
 
 def _spans(starts: NDArray[np.int64], stop: int) -> list[slice]:
-    ends = [*starts[1:].tolist(), stop]
+    ends = [*starts[1:].tolist(), stop][: len(starts)]
     return [slice(start, end) for start, end in zip(starts.tolist(), ends, strict=True)]
 
 

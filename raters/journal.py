@@ -7,7 +7,7 @@ the file is opened again.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from raters.records import ConfigError, DataError
+from raters.records import DataError, JudgeseyeError, StorageError, shown
 
 _SYNC_SECONDS = 1.0
 Record = dict[str, Any]
@@ -45,28 +45,31 @@ def read_lines(path: Path, digest: hashlib._Hash | None = None) -> Iterator[tupl
                 digest.update(line)
             if line.strip():
                 empty = False
-                yield line_number, offset, parse_line(line, path, line_number)
+                yield line_number, offset, parse_line(line, f"{path} line {line_number}")
             offset += len(line)
     if empty:
         raise DataError(f"{path}: holds no records; write one JSON object a line")
 
 
-def parse_line(line: bytes, path: Path, line_number: int) -> Record:
+def parse_line(line: bytes, where: str) -> Record:
     """Return the record of one line.
+
+    Args:
+        line: The line as it stands in the file.
+        where: File and place, for the error.
 
     Raises:
         DataError: If it is not a JSON object in UTF-8.
     """
-    where = f"{path} line {line_number}"
     try:
         record = json.loads(line.removeprefix(b"\xef\xbb\xbf"), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
     except (ValueError, RecursionError) as error:
-        shown = line.strip()[:60].decode("utf-8", "replace")
-        raise DataError(f"{where}: not JSON ({error}): {shown!r}; write one JSON object a line") from error
+        text = shown(line.strip().decode("utf-8", "replace"))
+        raise DataError(f"{where}: not JSON ({error}): {text}; write one JSON object a line") from error
     if not isinstance(record, dict):
-        raise DataError(f"{where}: {str(record)[:60]!r} is not a JSON object; write one JSON object a line")
+        raise DataError(f"{where}: {shown(record)} is not a JSON object; write one JSON object a line")
     return record
 
 
@@ -80,9 +83,13 @@ def to_line(record: Record) -> bytes:
 
 
 def write_atomically(path: Path, content: str | bytes | Iterable[bytes]) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
+    """Write a file so that a reader sees the old one or the new one, never a part.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with _writing(path), partial.open("wb") as file:
         if isinstance(content, str):
             file.write(content.encode())
         elif isinstance(content, bytes):
@@ -91,7 +98,17 @@ def write_atomically(path: Path, content: str | bytes | Iterable[bytes]) -> None
             file.writelines(content)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
+        partial.replace(path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except JudgeseyeError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror}); mend that and try again") from error
 
 
 def sha256_of(text: str) -> str:
@@ -100,78 +117,76 @@ def sha256_of(text: str) -> str:
 
 
 class Journal:
-    """An append-only record file with one writer.
+    """An append-only record file. One process writes it at a time: `runs.RunFolder` sees to that.
 
     Args:
         path: The file; made with its first record.
-        prepare: Called before the file is made, to make its folder.
+        prepare: Called before the first record, to make the folder, unless `recover` found the file there.
     """
 
     def __init__(self, path: Path, prepare: Callable[[], None] = lambda: None) -> None:
         """Remember where the journal is; nothing is opened yet."""
         self.path = path
         self._prepare = prepare
+        self._continues = False
         self._descriptor: int | None = None
         self._size = 0
         self._synced = 0.0
 
-    def recover(self) -> Iterator[tuple[int, Record]]:
-        """Yield (byte offset, record) of all that was appended so far, and cut off a torn last line.
+    def recover(self) -> Iterator[tuple[int, int, Record]]:
+        """Yield (line number, byte offset, record) of all that was appended so far, and cut off a torn last line.
 
         Raises:
-            ConfigError: If another process is writing this journal.
             DataError: If a line before the last one is broken.
         """
         if not self.path.exists():
             return
-        self._open()
+        self._continues = True
         offset = 0
         with self.path.open("rb") as file:
             for line_number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     os.truncate(self.path, offset)
                     break
-                yield offset, parse_line(line, self.path, line_number)
+                yield line_number, offset, parse_line(line, f"{self.path} line {line_number}")
                 offset += len(line)
-        self._size = offset
 
     def append(self, records: Sequence[Record]) -> list[int]:
-        """Append records in one write and return the byte offset of each."""
-        if self._descriptor is None:
-            self._prepare()
-            self._open()
-        assert self._descriptor is not None
+        """Append records in one write and return the byte offset of each.
+
+        Raises:
+            StorageError: If they cannot be written.
+        """
+        descriptor = self._open()
         lines = [to_line(record) for record in records]
         offsets = []
         for line in lines:
             offsets.append(self._size)
             self._size += len(line)
         rest = memoryview(b"".join(lines))
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
-        if (now := time.monotonic()) - self._synced > _SYNC_SECONDS:
-            os.fsync(self._descriptor)
-            self._synced = now
+        with _writing(self.path):
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            if (now := time.monotonic()) - self._synced > _SYNC_SECONDS:
+                os.fsync(descriptor)
+                self._synced = now
         return offsets
 
     def close(self) -> None:
-        """Bring everything to the disk and let other processes write."""
+        """Bring everything to the disk."""
         if self._descriptor is not None:
             os.fsync(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _open(self) -> None:
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._descriptor)
-            self._descriptor = None
-            raise ConfigError(
-                f"{self.path}: another process is writing it; wait for it, or give another --out"
-            ) from error
-        self._size = os.fstat(self._descriptor).st_size
+    def _open(self) -> int:
+        if self._descriptor is None:
+            if not self._continues:
+                self._prepare()
+            with _writing(self.path):
+                self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                self._size = os.fstat(self._descriptor).st_size
+        return self._descriptor
 
 
 def read_at(path: Path, offsets: Iterable[int]) -> Iterator[Record]:
@@ -179,4 +194,4 @@ def read_at(path: Path, offsets: Iterable[int]) -> Iterator[Record]:
     with path.open("rb") as file:
         for offset in offsets:
             file.seek(offset)
-            yield parse_line(file.readline(), path, 0)
+            yield parse_line(file.readline(), f"{path} at byte {offset}")

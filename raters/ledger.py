@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from raters.corpora import Corpus, Dimension
 from raters.gold import AGGREGATED, LabelTable
 from raters.journal import Record
-from raters.records import Chance, Strategy
+from raters.records import Chance, DataError, Strategy, shown
 
 UNDRAWN = -np.inf
 """In `Ledger.numbers`: this draw was not made."""
@@ -163,25 +163,36 @@ class Ledger:
             self.matched_draw[unit], self.matched_chance[unit] = draw, rank
             self.matched_offset[unit] = offset
 
-    def replay(self, lines: Iterable[tuple[int, Record]]) -> Record | None:
+    def replay(self, lines: Iterable[tuple[int, int, Record]]) -> Record | None:
         """Enter what an earlier session left, as far as it belongs to this ledger, and return the last line.
 
         Args:
-            lines: (offset, record) of every line of the journal.
+            lines: (line number, offset, record) of every line of the journal.
+
+        Raises:
+            DataError: If a line is not a candidate of this dimension.
         """
         rows: dict[str, int] = {}
         last: Record | None = None
-        for offset, record in lines:
+        for line_number, offset, record in lines:
             rows = rows or {self.corpus.item_ids[item]: row for row, item in enumerate(self.rows)}
             last = record
-            row = rows.get(record["item_id"])
-            chance, draw = record["chance"], record["draw"]
-            if row is None or chance not in self.numbers or draw >= self.numbers[chance].shape[1]:
-                continue
-            for unit in self.units(row):
-                if self.annotator_id(unit) == record["annotator_id"]:
-                    self.enter(record, unit if chance == "rationalized" else row, unit, offset)
+            try:
+                self._reenter(record, rows.get(record["item_id"]), offset)
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise DataError(
+                    f"candidates.jsonl line {line_number}: {shown(record)} is not a candidate of this run "
+                    f"({type(error).__name__}: {error}); remove the line"
+                ) from error
         return last
+
+    def _reenter(self, record: Record, row: int | None, offset: int) -> None:
+        chance, draw = record["chance"], record["draw"]
+        if row is None or chance not in self.numbers or draw >= self.numbers[chance].shape[1]:
+            return
+        for unit in self.units(row):
+            if self.annotator_id(unit) == record["annotator_id"]:
+                self.enter(record, unit if chance == "rationalized" else row, unit, offset)
 
     def _count(self, record: Record) -> None:
         totals = self.totals

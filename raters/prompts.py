@@ -56,8 +56,10 @@ class Prompt:
             )
         try:
             return self._template.render(**values)
-        except TemplateError as error:
-            raise ConfigError(f"prompt {self.name}: {error}; mend the template") from error
+        except Exception as error:  # a template can fail in any way that Python can
+            raise ConfigError(
+                f"prompt {self.name}: fails when it is filled ({type(error).__name__}: {error}); mend the template"
+            ) from error
 
 
 def load_prompt(name: str) -> Prompt:

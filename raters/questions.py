@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from raters.corpora import Dimension
 from raters.models.embedded import render_ladder, rule_lines
@@ -19,12 +19,15 @@ from raters.prompts import Prompt, harmless
 from raters.records import ConfigError, Item, Label
 from raters.scales import PairwiseScale
 
-_FAMILIES = (
-    frozenset({"guideline", "labels", "fields"}),
-    frozenset({"rules", "ladder", "subject", "observations"}),
-)
-_RECOVERY = (frozenset({"guideline", "labels", "reasoning"}), frozenset({"rules", "ladder", "reasoning"}))
-_OPTIONAL = frozenset({"label"})
+Purpose = Literal["rate", "rationalize", "recover"]
+_TEXT = frozenset({"guideline", "labels", "fields"})
+_OBSERVED = frozenset({"rules", "ladder", "subject", "observations"})
+_SLOTS: Mapping[Purpose, tuple[frozenset[str], ...]] = {
+    "rate": (_TEXT, _OBSERVED),
+    "rationalize": (_TEXT | {"label"}, _OBSERVED | {"label"}),
+    "recover": (frozenset({"guideline", "labels", "reasoning"}), frozenset({"rules", "ladder", "reasoning"})),
+}
+"""Slots that a prompt for a purpose has, all and no others: for language models, or for the rule reader."""
 
 
 @dataclass(frozen=True)
@@ -35,27 +38,27 @@ class Question:
         dimension: Scale and guideline.
         prompt: The template.
         observations: Fitted observations, for prompts that show them.
+        purpose: Only `rationalize` shows the label.
 
     Raises:
-        ConfigError: If the prompt lacks a slot that a rater needs, or has one that nobody fills.
+        ConfigError: If the prompt lacks a slot that its purpose needs, or has one that nobody fills.
     """
 
     dimension: Dimension
     prompt: Prompt
     observations: Observations | None = None
+    purpose: Purpose = "rate"
 
     def __post_init__(self) -> None:
         """Check the prompt's slots."""
-        slots = self.prompt.slots - _OPTIONAL
-        if slots not in (*_FAMILIES, *_RECOVERY):
-            nearest = max((*_FAMILIES, *_RECOVERY), key=lambda family: len(family & slots) - len(family - slots))
-            missing, unknown = sorted(nearest - slots), sorted(slots - nearest)
+        slots = self.prompt.slots
+        if slots not in _SLOTS[self.purpose]:
+            nearest = max(_SLOTS[self.purpose], key=lambda family: len(family & slots) - len(family - slots))
+            problems = [f"slot {name} is missing" for name in sorted(nearest - slots)]
+            problems += [f"slot {name} is unknown" for name in sorted(slots - nearest)]
             raise ConfigError(
-                f"prompt {self.prompt.name}: "
-                + "; ".join(
-                    [f"slot {name} is missing" for name in missing] + [f"slot {name} is unknown" for name in unknown]
-                )
-                + f"; the slots are {', '.join(sorted(nearest))}"
+                f"prompt {self.prompt.name}: {'; '.join(problems)}; to {self.purpose}, "
+                f"the slots are {', '.join(sorted(nearest))}"
             )
 
     @property

@@ -13,6 +13,7 @@ from typing import Any, Literal
 Label = int | float | str
 """A value on a scale: a person's label or a model's verdict."""
 
+_MOST_SHOWN = 80
 Mode = Literal["infer", "rationalize"]
 Chance = Literal["first", "escalated", "rationalized"]
 Strategy = Literal["adaptive", "fixed"]
@@ -40,6 +41,14 @@ class ConfigError(JudgeseyeError, ValueError):
     exit_code = 2
 
 
+class StorageError(JudgeseyeError, OSError):
+    """A file could not be written (a full disk, lost permissions)."""
+
+    def __str__(self) -> str:
+        """Return the message alone; OSError would put its number before it."""
+        return str(self.args[0])
+
+
 class ModelError(JudgeseyeError, RuntimeError):
     """A model failed while it was being used (overload, a broken answer, a lost connection)."""
 
@@ -52,6 +61,12 @@ class ModelAccessError(ModelError):
     """A model cannot be used at all: unreachable, wrong key, unknown name, no chat template."""
 
     exit_code = 2
+
+
+def shown(value: object) -> str:
+    """Return a value for an error line: as Python writes it, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 1] + "…"
 
 
 @dataclass(frozen=True, slots=True)

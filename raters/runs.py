@@ -7,6 +7,7 @@ two settings never mix.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from raters.journal import write_atomically
 from raters.records import ConfigError
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 _VERSIONED = ("judgeseye", "numpy", "jinja2", "openai", "torch", "transformers", "peft")
 
 
@@ -36,7 +38,7 @@ class RunFolder:
 
     Raises:
         ConfigError: If the folder holds something else, another stage, or a run of another identity, or
-            cannot be written.
+            cannot be written, or another process is writing it.
     """
 
     def __init__(self, path: Path, stage: str, identity: Mapping[str, Any], *, new: bool = False) -> None:
@@ -46,14 +48,18 @@ class RunFolder:
         self.identity = json.loads(json.dumps(identity))
         self.previous: dict[str, Any] = {}
         self._set_aside = False
+        self._lock: int | None = None
         self._check_writable()
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # A run that was killed while it wrote its first manifest has left nothing but that.
+        leftovers = {LOCK, f"{MANIFEST}.partial"}
+        if path.exists() and any(entry.name not in leftovers for entry in path.iterdir()):
             manifest = self._read_manifest()
             if new:
                 self._set_aside = True
             else:
                 self._check_same(manifest)
                 self.previous = manifest
+            self._take_lock()
 
     def create(self, manifest: Mapping[str, Any]) -> None:
         """Make the folder, with the manifest of a run that has begun; an earlier run is moved aside."""
@@ -62,8 +68,10 @@ class RunFolder:
             while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
                 number += 1
             self.path.rename(aside)
+            self.release()
             self._set_aside = False
         self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
         self.write_manifest(manifest)
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
@@ -71,10 +79,35 @@ class RunFolder:
         record = {"stage": self.stage, "identity": self.identity, **manifest}
         write_atomically(self.path / MANIFEST, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
+    def release(self) -> None:
+        """Let other processes write the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        """Hold the folder until `release`, or the end of the process, however it comes."""
+        if self._lock is not None:
+            return
+        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            raise ConfigError(
+                f"--out {self.path}: another process is writing it; wait for it, or give another --out"
+            ) from error
+        self._lock = lock
+
     def _check_writable(self) -> None:
         place = self.path
-        while not place.exists() and place != place.parent:
-            place = place.parent
+        try:
+            str(place).encode()
+            while not place.exists() and place != place.parent:
+                place = place.parent
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a name in UTF-8"
+            raise ConfigError(f"--out {str(self.path)[:80]}: {reason}; give another --out") from error
         if not place.is_dir():
             raise ConfigError(f"--out {self.path}: {place} is a file, not a folder; give another --out")
         if not os.access(place, os.W_OK | os.X_OK):

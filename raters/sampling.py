@@ -32,6 +32,8 @@ _Job = Callable[[], Awaitable[None]]
 _SEED_BITS = 31
 """Seeds stay below 2**31: servers disagree on anything larger."""
 _REFUSALS_THAT_MEAN_A_WRONG_SETTING = 8
+REFUSED = "refused"
+"""Finish reason of a draw that the model will never make (prompt too long, content filter)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +138,11 @@ class Sampler:
         self.escalate, self.rationalize = escalate, rationalize
         self.stopping = False
         self._on_draw = on_draw
-        self._failure: JudgeseyeError | None = None
-        self._answered = self._refused = 0
+        self._failure: JudgeseyeError | OSError | None = None
+        # A server that refuses everything is set up wrongly: refusals count only once something was answered.
+        self._answered = sum(ledger.totals.draws.values()) > 0
+        self._refusals: list[Callable[[], None]] = []
+        self._refused_with = ""
         self._askers: OrderedDict[tuple[int, int], Callable[..., list[Message]]] = OrderedDict()
 
     async def run(self) -> None:
@@ -153,6 +158,8 @@ class Sampler:
             await self._work(self._inferences("escalated", self.escalate, self._open_rows(), "adaptive"))
         if self.rationalize is not None:
             await self._work(self._rationalizations(self.rationalize, self._open_rows()))
+        if self._refusals and not self.stopping:
+            raise self._all_refused()
 
     def complete_group(self, last: Record) -> None:
         """Write the lines that a crash cut off a draw which several annotators share.
@@ -185,7 +192,7 @@ class Sampler:
                     return
                 try:
                     await job()
-                except JudgeseyeError as error:
+                except (JudgeseyeError, OSError) as error:
                     self._failure = self._failure or error
                 await asyncio.sleep(0)  # lets signals through where a model never waits
 
@@ -227,7 +234,7 @@ class Sampler:
             row, draw, chance, "infer", source, seed, swapped, completion, trace_of(completion), verdict, seconds
         )
         units = self._concerned(chance, row, draw)
-        self._append([self._candidate(made, unit).as_record() for unit in units], row, units)
+        self._append([self._candidate(made, unit).as_record() for unit in units], row, units, completion)
 
     def _concerned(self, chance: Chance, row: int, draw: int) -> Sequence[int]:
         """Return the units that a draw is held against: all of the row, or those without a match before it."""
@@ -273,7 +280,7 @@ class Sampler:
             )
             verdict = scale.read_verdict(recovered.text)
             made = _Draw(row, draw, "rationalized", "rationalize", explain, seed, False, both, trace, verdict, seconds)
-            self._append([self._candidate(made, unit).as_record()], unit, [unit])
+            self._append([self._candidate(made, unit).as_record()], unit, [unit], explained)
 
     async def _ask(self, source: Source, messages: list[Message], seed: int) -> tuple[Completion, float]:
         """Return one completion and its wall time; a request that was refused for good is an empty one."""
@@ -281,12 +288,7 @@ class Sampler:
         try:
             (completion,) = await source.model.complete(messages, [seed], self.options.settings)
         except ModelRequestError as error:
-            self._refused += 1
-            if not self._answered and self._refused >= _REFUSALS_THAT_MEAN_A_WRONG_SETTING:
-                raise ModelAccessError(f"{error} (so were the first {self._refused} requests, all of them)") from error
-            completion = Completion(str(error), "", "refused", None, None)
-        else:
-            self._answered += 1
+            completion = Completion(str(error), "", REFUSED, None, None)
         return completion, time.monotonic() - began
 
     def _asker(self, source: Source, row: int) -> Callable[..., list[Message]]:
@@ -334,8 +336,33 @@ class Sampler:
             seconds=round(made.seconds, 4),
         )
 
-    def _append(self, records: Sequence[Record], place: int, units: Sequence[int]) -> None:
-        """Write the candidates of one draw in one go, and enter them."""
+    def _append(
+        self, records: Sequence[Record], place: int, units: Sequence[int], completion: Completion | None = None
+    ) -> None:
+        """Write the candidates of one draw in one go, and enter them.
+
+        Refusals wait until the model has answered anything at all.
+
+        Raises:
+            ModelAccessError: If the model has refused the first requests, all of them.
+        """
+        if completion is not None and not self._answered:
+            if completion.finish_reason == REFUSED:
+                self._refusals.append(partial(self._write, records, place, units))
+                self._refused_with = completion.text
+                if len(self._refusals) >= _REFUSALS_THAT_MEAN_A_WRONG_SETTING:
+                    raise self._all_refused()
+                return
+            self._answered = True
+            for write in self._refusals:
+                write()
+            self._refusals.clear()
+        self._write(records, place, units)
+
+    def _all_refused(self) -> ModelAccessError:
+        return ModelAccessError(f"{self._refused_with} (so for the first {len(self._refusals)} requests, all of them)")
+
+    def _write(self, records: Sequence[Record], place: int, units: Sequence[int]) -> None:
         offsets = self.journal.append(records)
         for record, unit, offset in zip(records, units, offsets, strict=True):
             self.ledger.enter(record, place, unit, offset)

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, TypeAdapter, model_validator
 
-from raters.records import Label
+from raters.records import Label, shown
 
 _RATING = re.compile(r"<rating>(.*?)</rating>", re.IGNORECASE | re.DOTALL)
 _DECORATION = " \t\r\n`'\"*_."
@@ -31,7 +31,7 @@ def rating_text(text: str) -> str | None:
 
 
 class _Scale(BaseModel, ABC):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @property
     def tolerance_unit(self) -> str | None:
@@ -125,7 +125,7 @@ class _Listed(_Scale):
                 if isinstance(value, str) == isinstance(label, str) and value == label:
                     return label
         kind = " (text, not a number)" if isinstance(value, str) and self.parse(value) is not None else ""
-        raise ValueError(f"label {value!r}{kind} is not on scale {self}")
+        raise ValueError(f"label {shown(value)}{kind} is not on scale {self}")
 
     def number(self, label: Label) -> float:
         return float(self.labels.index(label))
@@ -233,7 +233,7 @@ class IntervalScale(_Scale):
 
     def canonical(self, value: object) -> Label:
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.min <= value <= self.max:
-            raise ValueError(f"label {value!r} is not on scale {self}")
+            raise ValueError(f"label {shown(value)} is not on scale {self}")
         return float(value)
 
     def number(self, label: Label) -> float:
@@ -257,6 +257,7 @@ class IntervalScale(_Scale):
 
 Scale = Annotated[OrdinalScale | NominalScale | PairwiseScale | IntervalScale, Field(discriminator="type")]
 
+SCALE_TYPES = ("ordinal", "nominal", "interval", "pairwise")
 SCALE_ADAPTER: TypeAdapter[OrdinalScale | NominalScale | PairwiseScale | IntervalScale] = TypeAdapter(Scale)
 
 

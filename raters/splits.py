@@ -66,8 +66,9 @@ def split_corpus(corpus: Corpus, seed: int) -> Split:
     sizes = np.bincount(corpus.groups)
     if len(sizes) < len(PARTS):
         raise ConfigError(
-            f"corpus {corpus.name}: group_by {corpus.group_by} gives {len(sizes)} group(s), and train, dev and test "
-            "need one each, so a split would be empty; change group_by, or give --split all"
+            f"corpus {corpus.name}: group_by {corpus.group_by or 'none'} makes {len(sizes)} group(s) of "
+            f"{len(corpus.item_ids)} item(s), those with the same inputs together; train, dev and test need one each, "
+            "so a split would be empty; add items, change group_by, or give --split all"
         )
     names: dict[int, str] = {}
     for item_id, code in zip(corpus.item_ids, corpus.groups.tolist(), strict=True):

@@ -7,6 +7,7 @@ labels.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raters.ledger import CHANCES, UNDRAWN, Ledger
+from raters.models.protocol import one_line
 from raters.sampling import SamplingOptions, is_swapped
 from raters.scales import PairwiseScale, listed_labels
 
@@ -271,8 +273,11 @@ def plot_utilisation(summary: Mapping[str, Any], path: Path, title: str) -> None
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.set(xlabel="draws for an item", ylabel="labels with an accepted draw (%)", ylim=(0, 102))
-    axes.set_title(title.replace("$", r"\$"))
+    axes.set_title(one_line(title, 80).replace("$", r"\$"))
     axes.grid(color="0.92")
     axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path, format="svg", metadata={"Date": None})
+    with warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes, which is no news for a terminal.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, format="svg", metadata={"Date": None})
     pyplot.close(figure)
