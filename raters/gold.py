@@ -21,6 +21,8 @@ AGGREGATED = -1
 MAX_PAPER_DEVIATION = 1.0
 """Items above this human standard deviation are dropped by `paper` (Zhang et al. 2026, section on data)."""
 
+_ROUNDING = 1e-12
+
 _AnyScale = OrdinalScale | NominalScale | PairwiseScale | IntervalScale
 
 
@@ -59,7 +61,8 @@ def gold_labels(
 ) -> LabelTable:
     """Return the labels of a dimension under a method.
 
-    `median`: the middle label; between two middle ones the nearer to the mean, the lower if both are as near.
+    `median`: the middle label; between two middle ones the label nearest to halfway, of two as near the one nearer
+    to the mean of all, else the lower.
     `majority`: the most frequent label; an item where two are equally frequent has none.
     `mean`: the mean, rounded to the nearest label, half up.
     `paper`: items whose population standard deviation is above 1.0 are dropped, then the median.
@@ -136,12 +139,11 @@ def _median(numbers: NDArray[np.float64], scale: _AnyScale) -> _Aggregated:
         return low, ""
     if isinstance(scale, IntervalScale):
         return (low + high) / 2, ""
-    below = _values(np.arange(low, high + 1), scale)
-    middle, mean = (below[0] + below[-1]) / 2, float(_values(numbers, scale).mean())
-    between = np.flatnonzero(below == middle)
-    if len(between):
-        return low + float(between[0]), ""
-    return (high if mean > middle else low), ""
+    between = _values(np.arange(low, high + 1), scale)
+    from_middle = np.abs(between - (between[0] + between[-1]) / 2)
+    nearest = np.flatnonzero(from_middle <= from_middle.min() + _ROUNDING)
+    from_mean = np.abs(between[nearest] - _values(numbers, scale).mean())
+    return low + float(nearest[np.flatnonzero(from_mean <= from_mean.min() + _ROUNDING)[0]]), ""
 
 
 def _majority(numbers: NDArray[np.float64], scale: _AnyScale) -> _Aggregated:
@@ -156,7 +158,7 @@ def _mean(numbers: NDArray[np.float64], scale: _AnyScale) -> _Aggregated:
         return mean, ""
     values = _values(np.arange(float(len(scale.labels))), scale)
     distances = np.abs(values - mean)
-    return float(np.flatnonzero(distances <= distances.min() + 1e-12)[-1]), ""
+    return float(np.flatnonzero(distances <= distances.min() + _ROUNDING)[-1]), ""
 
 
 def _paper(numbers: NDArray[np.float64], scale: _AnyScale) -> _Aggregated:

@@ -54,6 +54,7 @@ def contrast_rules(draws: Iterable[tuple[int, str, bool]], items: int) -> list[R
     with_acceptance: dict[str, NDArray[np.int32]] = {}
     signs: dict[str, NDArray[np.int32]] = {}
     counts: dict[str, int] = {}
+    seen: dict[str, NDArray[np.bool_]] = {}
     accepted_draws = all_draws = 0
     for place, trace, accepted in draws:
         all_draws += 1
@@ -64,15 +65,16 @@ def contrast_rules(draws: Iterable[tuple[int, str, bool]], items: int) -> list[R
                 continue
             if name not in counts:
                 with_acceptance[name], signs[name] = np.zeros(items, np.int32), np.zeros(items, np.int32)
-                counts[name] = 0
+                counts[name], seen[name] = 0, np.zeros(items, bool)
             with_acceptance[name][place] += step.rule.sign * accepted
             signs[name][place] += step.rule.sign
             counts[name] += 1
+            seen[name][place] = True
     mean = accepted_draws / max(all_draws, 1)
     contrasts = []
     for name, count in counts.items():
         contributions = with_acceptance[name] - mean * signs[name]
         spread = float(np.sqrt(np.square(contributions).sum()))
         z = float(contributions.sum()) / spread if spread else 0.0
-        contrasts.append(RuleContrast(name, z, count, int(np.count_nonzero(contributions))))
+        contrasts.append(RuleContrast(name, z, count, int(seen[name].sum())))
     return sorted(contrasts, key=lambda contrast: (-abs(contrast.z), contrast.observation))

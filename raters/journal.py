@@ -11,8 +11,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +80,12 @@ def _refuse_constant(name: str) -> None:
 
 
 def to_line(record: Record) -> bytes:
-    """Return a record as one line of a record file."""
-    return json.dumps(record, ensure_ascii=False, separators=(", ", ": ")).encode() + b"\n"
+    """Return a record as one line of a record file; half a surrogate pair, which UTF-8 lacks, becomes U+FFFD."""
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        return line.encode()
+    except UnicodeEncodeError:
+        return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", line).encode()
 
 
 def write_atomically(path: Path, content: str | bytes | Iterable[bytes]) -> None:
@@ -159,18 +165,20 @@ class Journal:
         """
         descriptor = self._open()
         lines = [to_line(record) for record in records]
-        offsets = []
-        for line in lines:
-            offsets.append(self._size)
-            self._size += len(line)
+        ends = list(accumulate(map(len, lines), initial=self._size))
         rest = memoryview(b"".join(lines))
         with _writing(self.path):
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
+            try:
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+            except OSError:
+                os.ftruncate(descriptor, self._size)  # or what comes next would stand behind half a line
+                raise
+            self._size = ends[-1]
             if (now := time.monotonic()) - self._synced > _SYNC_SECONDS:
                 os.fsync(descriptor)
                 self._synced = now
-        return offsets
+        return ends[:-1]
 
     def close(self) -> None:
         """Bring everything to the disk."""

@@ -112,16 +112,34 @@ class Ledger:
         """Return the units of a row that no draw has agreed with yet."""
         return [unit for unit in self.units(row) if self.matched_draw[unit] < 0]
 
+    def draws_needed(self, row: int, chance: Chance) -> int:
+        """Return how many draws of a chance bring each unit of a row to its first acceptance; all if one has none.
+
+        A unit that an earlier chance has matched needs none, one that only a later chance has matched needs all.
+        """
+        rank, most = CHANCES.index(chance), self.numbers[chance].shape[1]
+        return max(
+            most
+            if self.matched_draw[unit] < 0 or self.matched_chance[unit] > rank
+            else int(self.matched_draw[unit]) + 1
+            if self.matched_chance[unit] == rank
+            else 0
+            for unit in self.units(row)
+        )
+
     def missing(self, chance: Chance, place: int) -> list[int]:
         """Return the draws of a row (of a unit, if rationalized) that were not made yet, ascending."""
         return [int(draw) for draw in np.flatnonzero(self.numbers[chance][place] == UNDRAWN)]
 
     def rows_done(self, strategy: Strategy) -> int:
         """Return the number of rows that need no further first draw."""
-        complete = (self.numbers["first"] != UNDRAWN).all(axis=1)
-        if strategy == "adaptive":
-            complete |= np.minimum.reduceat(self.matched_draw, self._starts[:-1]) >= 0
-        return int(complete.sum())
+        undrawn = self.numbers["first"] == UNDRAWN
+        most = undrawn.shape[1]
+        made = np.where(undrawn.any(axis=1), undrawn.argmax(axis=1), most)
+        if strategy == "fixed":
+            return int((made == most).sum())
+        by_unit = np.where((self.matched_draw >= 0) & (self.matched_chance == 0), self.matched_draw + 1, most)
+        return int((made >= np.maximum.reduceat(by_unit, self._starts[:-1])).sum())
 
     def has_work(self, strategy: Strategy) -> bool:
         """Return True if a draw is still to be made, of any chance."""

@@ -89,6 +89,7 @@ _OF_ONE: Mapping[str, Callable[[_Text], float]] = {
     "capital_start": lambda text: float(text.raw.lstrip()[:1].isupper()),
 }
 _OF_TWO: Mapping[str, Callable[[_Text, _Text], float]] = {
+    # How much of the second text's words is in this one; coverage is how much of this one's is in the second.
     "overlap": lambda text, second: _share(text.distinct, second.distinct),
     "coverage": lambda text, second: _share(second.distinct, text.distinct),
     "bigram_overlap": lambda text, second: _share(text.bigrams, second.bigrams),
@@ -134,7 +135,10 @@ class Observations:
         """
         try:
             cuts = {str(name): tuple(float(cut) for cut in values) for name, values in record["cuts"].items()}
-            fitted = cls(tuple(record["fields"]), record["second"], cuts)
+            fields, second = record["fields"], record["second"]
+            if not all(isinstance(name, str) for name in [*fields, second or ""]) or isinstance(fields, str):
+                raise TypeError(f"fields {fields!r} and second {second!r} are not names")
+            fitted = cls(tuple(fields), second, cuts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"observations: {error!r} in a fit that was read; fit them again") from error
         wanted = STATISTICS if fitted.second is not None else tuple(_OF_ONE)

@@ -19,7 +19,10 @@ from raters.journal import sha256_of
 from raters.records import ConfigError
 from raters.resources import resource_folder
 
-_RESERVED = re.compile(r"<(?=\s*/?\s*(?:rating|think|item|field|system|user|assistant)\b|[|｜])", re.IGNORECASE)
+_RESERVED = re.compile(
+    r"<(?=\s*/?\s*(?:rating|think|item|field|system|user|assistant|s|start_of_turn|end_of_turn|bos|eos|pad|unk)\b|[|｜])",
+    re.IGNORECASE,
+)
 _HARMLESS = "‹"
 
 

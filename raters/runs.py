@@ -72,6 +72,8 @@ class RunFolder:
             self._set_aside = False
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
+        if not self.previous and (self.path / MANIFEST).exists():
+            raise ConfigError(f"--out {self.path}: another process has made a run there; give the same command again")
         self.write_manifest(manifest)
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:

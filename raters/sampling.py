@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,8 +141,15 @@ class Sampler:
         self._on_draw = on_draw
         self._failure: JudgeseyeError | OSError | None = None
         # A server that refuses everything is set up wrongly: refusals count only once something was answered.
-        self._answered = sum(ledger.totals.draws.values()) > 0
-        self._refusals: list[Callable[[], None]] = []
+        sources: dict[Chance, Source | None] = {
+            "first": source,
+            "escalated": escalate,
+            "rationalized": rationalize.explain if rationalize else None,
+        }
+        self._answered = {
+            asked.model.spec for chance, asked in sources.items() if asked and ledger.totals.draws[chance] > 0
+        }
+        self._refusals: dict[str, list[Callable[[], None]]] = {}
         self._refused_with = ""
         self._askers: OrderedDict[tuple[int, int], Callable[..., list[Message]]] = OrderedDict()
 
@@ -159,7 +167,11 @@ class Sampler:
         if self.rationalize is not None:
             await self._work(self._rationalizations(self.rationalize, self._open_rows()))
         if self._refusals and not self.stopping:
-            raise self._all_refused()
+            if not self.ledger.totals.draws:
+                raise self._all_refused(next(iter(self._refusals)))
+            for write in chain.from_iterable(self._refusals.values()):
+                write()
+            self._refusals.clear()
 
     def complete_group(self, last: Record) -> None:
         """Write the lines that a crash cut off a draw which several annotators share.
@@ -181,7 +193,7 @@ class Sampler:
             held_against = {"annotator_id": ledger.annotator_id(unit), "label": label, "accepted": accepted}
             records.append({**last, **held_against, "flags": trace_flags(last["trace"]) if accepted else ()})
         if records:
-            self._append(records, row, lost)
+            self._write(records, row, lost)
 
     async def _work(self, jobs: Iterator[_Job]) -> None:
         """Run jobs with as many workers as may be busy at once; the first failure ends all of them."""
@@ -210,12 +222,12 @@ class Sampler:
             if strategy == "fixed":
                 for draw in missing:
                     yield partial(self._infer, chance, source, row, draw)
-            elif missing and self.ledger.unmatched(row):
+            elif missing and missing[0] < self.ledger.draws_needed(row, chance):
                 yield partial(self._infer_until_matched, chance, source, row, missing)
 
     async def _infer_until_matched(self, chance: Chance, source: Source, row: int, draws: Sequence[int]) -> None:
         for draw in draws:
-            if self.stopping or self._failure is not None or not self.ledger.unmatched(row):
+            if self.stopping or self._failure is not None or draw >= self.ledger.draws_needed(row, chance):
                 return
             await self._infer(chance, source, row, draw)
 
@@ -227,14 +239,14 @@ class Sampler:
             self.options.seed, item_id, dimension.name, draw
         )
         completion, seconds = await self._ask(source, self._asker(source, row)(swapped), seed)
-        verdict = dimension.scale.read_verdict(completion.text)
+        trace, verdict = "", None
+        if completion.finish_reason != REFUSED:
+            trace, verdict = trace_of(completion), dimension.scale.read_verdict(completion.text)
         if swapped and verdict is not None:
             verdict = dimension.scale.swapped(verdict)
-        made = _Draw(
-            row, draw, chance, "infer", source, seed, swapped, completion, trace_of(completion), verdict, seconds
-        )
+        made = _Draw(row, draw, chance, "infer", source, seed, swapped, completion, trace, verdict, seconds)
         units = self._concerned(chance, row, draw)
-        self._append([self._candidate(made, unit).as_record() for unit in units], row, units, completion)
+        self._append([self._candidate(made, unit).as_record() for unit in units], row, units, made)
 
     def _concerned(self, chance: Chance, row: int, draw: int) -> Sequence[int]:
         """Return the units that a draw is held against: all of the row, or those without a match before it."""
@@ -267,20 +279,23 @@ class Sampler:
                 self.options.seed, self._item_id(row), f"{self.ledger.dimension.name}\0{who}", draw, "rationalized"
             )
             explained, seconds = await self._ask(explain, self._asker(explain, row)(label=label), seed)
-            trace = strip_ratings(trace_of(explained), listed_labels(scale))
-            recovered = Completion("", "", explained.finish_reason, 0, 0)
+            trace, verdict = "", None
+            if explained.finish_reason != REFUSED:
+                trace = strip_ratings(trace_of(explained), listed_labels(scale))
             if trace:
                 recovered, more_seconds = await self._ask(recover, recover.question.about_reasoning(trace), seed)
+                verdict = None if recovered.finish_reason == REFUSED else scale.read_verdict(recovered.text)
                 seconds += more_seconds
-            both = replace(
-                explained,
-                text=recovered.text,
-                prompt_tokens=_sum(explained.prompt_tokens, recovered.prompt_tokens),
-                completion_tokens=_sum(explained.completion_tokens, recovered.completion_tokens),
+                explained = replace(
+                    explained,
+                    text=recovered.text,
+                    prompt_tokens=_sum(explained.prompt_tokens, recovered.prompt_tokens),
+                    completion_tokens=_sum(explained.completion_tokens, recovered.completion_tokens),
+                )
+            made = _Draw(
+                row, draw, "rationalized", "rationalize", explain, seed, False, explained, trace, verdict, seconds
             )
-            verdict = scale.read_verdict(recovered.text)
-            made = _Draw(row, draw, "rationalized", "rationalize", explain, seed, False, both, trace, verdict, seconds)
-            self._append([self._candidate(made, unit).as_record()], unit, [unit], explained)
+            self._append([self._candidate(made, unit).as_record()], unit, [unit], made)
 
     async def _ask(self, source: Source, messages: list[Message], seed: int) -> tuple[Completion, float]:
         """Return one completion and its wall time; a request that was refused for good is an empty one."""
@@ -336,31 +351,31 @@ class Sampler:
             seconds=round(made.seconds, 4),
         )
 
-    def _append(
-        self, records: Sequence[Record], place: int, units: Sequence[int], completion: Completion | None = None
-    ) -> None:
+    def _append(self, records: Sequence[Record], place: int, units: Sequence[int], made: _Draw) -> None:
         """Write the candidates of one draw in one go, and enter them.
 
-        Refusals wait until the model has answered anything at all.
+        Refusals wait until their model has answered anything at all.
 
         Raises:
             ModelAccessError: If the model has refused the first requests, all of them.
         """
-        if completion is not None and not self._answered:
-            if completion.finish_reason == REFUSED:
-                self._refusals.append(partial(self._write, records, place, units))
-                self._refused_with = completion.text
-                if len(self._refusals) >= _REFUSALS_THAT_MEAN_A_WRONG_SETTING:
-                    raise self._all_refused()
+        spec = made.source.model.spec
+        if spec not in self._answered:
+            if made.completion.finish_reason == REFUSED:
+                waiting = self._refusals.setdefault(spec, [])
+                waiting.append(partial(self._write, records, place, units))
+                self._refused_with = made.completion.text
+                if len(waiting) >= _REFUSALS_THAT_MEAN_A_WRONG_SETTING:
+                    raise self._all_refused(spec)
                 return
-            self._answered = True
-            for write in self._refusals:
+            self._answered.add(spec)
+            for write in self._refusals.pop(spec, []):
                 write()
-            self._refusals.clear()
         self._write(records, place, units)
 
-    def _all_refused(self) -> ModelAccessError:
-        return ModelAccessError(f"{self._refused_with} (so for the first {len(self._refusals)} requests, all of them)")
+    def _all_refused(self, spec: str) -> ModelAccessError:
+        count = len(self._refusals[spec])
+        return ModelAccessError(f"{self._refused_with} (so for the first {count} requests, all of them)")
 
     def _write(self, records: Sequence[Record], place: int, units: Sequence[int]) -> None:
         offsets = self.journal.append(records)

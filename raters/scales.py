@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, Stric
 
 from raters.records import Label, shown
 
-_RATING = re.compile(r"<rating>(.*?)</rating>", re.IGNORECASE | re.DOTALL)
-_DECORATION = " \t\r\n`'\"*_."
+_RATING = re.compile(r"<rating>((?:(?!<rating>).)*?)</rating>", re.IGNORECASE | re.DOTALL)
+_DECORATION = " \t\r\n`'\"*_"
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)")
 _ROUNDING = 1e-9
 """Slack for comparing interval values that were read from decimal text."""
@@ -111,7 +111,8 @@ class _Listed(_Scale):
     def _labels_can_be_told_apart(self) -> _Listed:
         seen: set[str] = set()
         for label in self.labels:
-            text = _fold(str(label))
+            # 2 and 2.0 are one label.
+            text = _fold(label if isinstance(label, str) else f"{label:.12g}")
             if not text or re.search(r"[<>\n\r]", str(label)):
                 raise ValueError(f"label {label!r} is blank or holds <, > or a line break; rename it")
             if text in seen:
@@ -137,7 +138,7 @@ class _Listed(_Scale):
         return float(verdict != label)
 
     def parse(self, text: str) -> Label | None:
-        for form in (_fold(text), _fold(text.strip(_DECORATION))):
+        for form in (_fold(text), _fold(_undecorated(text))):
             for label in self.labels:
                 if form == _fold(str(label)):
                     return label
@@ -243,7 +244,7 @@ class IntervalScale(_Scale):
         return float(number)
 
     def parse(self, text: str) -> Label | None:
-        form = text.strip(_DECORATION)
+        form = _undecorated(text)
         if not _NUMBER.fullmatch(form) or not self.min <= float(form) <= self.max:
             return None
         return float(form)
@@ -264,6 +265,11 @@ SCALE_ADAPTER: TypeAdapter[OrdinalScale | NominalScale | PairwiseScale | Interva
 def listed_labels(scale: _Scale) -> Sequence[Label]:
     """Return the labels of a scale that lists them; an empty list for an interval scale."""
     return scale.labels if isinstance(scale, _Listed) else ()
+
+
+def _undecorated(text: str) -> str:
+    """Return a text without quotes and emphasis around it, and without a full stop behind it."""
+    return text.strip(_DECORATION).rstrip("." + _DECORATION)
 
 
 def _fold(text: str) -> str:

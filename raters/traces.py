@@ -53,7 +53,7 @@ def strip_ratings(text: str, labels: Sequence[Label]) -> str:
     text = _RATED.sub("", text)
     text = re.sub(
         rf"\b((?:rat(?:e[ds]?|ings?)|scor(?:e[ds]?|ing)|label(?:l?ed|s)?|verdict|grade[ds]?|total)\b[^.\n]{{0,40}}?)"
-        rf"(?<![\w-])[`'\"*]*(?:{names})[`'\"*]*(?![\w-])",
+        rf"(?<![\w-])[`'\"*]*(?:{names})(?:[`'\"*\s]+(?:{names}))*[`'\"*]*(?![\w-])",
         r"\1",
         text,
         flags=re.IGNORECASE,

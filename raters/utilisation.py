@@ -217,11 +217,15 @@ def nearest_verdict(ledger: Ledger, unit: int) -> tuple[float, float] | None:
 
 
 def _unmatched(ledger: Ledger, kept: NDArray[np.bool_]) -> dict[str, Any]:
-    distances: Counter[str] = Counter()
+    distances: Counter[float] = Counter()
     for unit in np.flatnonzero(~kept):
         nearest = nearest_verdict(ledger, int(unit))
-        distances["nothing readable" if nearest is None else f"{nearest[1]:g}"] += 1
-    return {"labels": int((~kept).sum()), "by_distance_of_nearest_verdict": dict(sorted(distances.items()))}
+        distances[np.inf if nearest is None else nearest[1]] += 1
+    by_distance = {
+        "nothing readable" if distance == np.inf else f"{distance:g}": count
+        for distance, count in sorted(distances.items())
+    }
+    return {"labels": int((~kept).sum()), "by_distance_of_nearest_verdict": by_distance}
 
 
 def _self_agreement(numbers: NDArray[np.float64], options: SamplingOptions) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from raters.models.embedded import EmbeddedModel
 from raters.models.protocol import Completion, Message, Model, SamplingSettings
 from raters.observations import fit_observations
 from raters.prompts import load_prompt
-from raters.questions import Question
+from raters.questions import Purpose, Question
 from raters.records import Chance
 from raters.sampling import Rationalizer, Sampler, SamplingOptions, Source, work_order
 from raters.scales import SCALE_ADAPTER, PairwiseScale
@@ -222,9 +222,9 @@ def start_run(
     pair = dimension.scale.fields if isinstance(dimension.scale, PairwiseScale) else None
     observations = fit_observations([corpus.item(index).inputs for index in range(len(corpus.item_ids))], pair)
 
-    def source(reader: Model, purpose: str) -> Source:
+    def source(reader: Model, purpose: Purpose) -> Source:
         family = "embedded/" if isinstance(reader, EmbeddedModel) else ""
-        return Source(reader, Question(dimension, load_prompt(family + purpose), observations))
+        return Source(reader, Question(dimension, load_prompt(family + purpose), observations, purpose))
 
     seen: list[int] = []
     sampler = Sampler(

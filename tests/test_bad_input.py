@@ -445,7 +445,7 @@ OPTIONS: list[tuple[str, Sequence[str]]] = [
     ("--tolerance inf", ["--tolerance inf"]),
     ("--input-price nan", ["--input-price nan"]),
     ("--output-price inf", ["--output-price inf"]),
-    ("--split valid", ["--split valid", "train", "dev", "'test'"]),
+    ("--split valid", ["--split valid", "train", "dev", "test"]),
     ("--labels modus", ["--labels modus", "median", "majority"]),
     ("--strategy quick", ["--strategy quick", "adaptive", "fixed"]),
     ("--keep 0", ["--keep 0", "first, all"]),

@@ -46,7 +46,8 @@ def rationales() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def make() -> ModuleType:
     spec = importlib.util.spec_from_file_location("demo_make", DEMO / "make.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
@@ -82,7 +83,7 @@ def test_readme_holds_the_policy_that_the_script_follows(make: ModuleType) -> No
     for feature, weight in make.WEIGHTS.items():
         assert re.search(rf"\| {feature} \|.*\| {re.escape(f'{weight:+.1f}')} \|", readme), feature
     for name, who in make.ANNOTATORS.items():
-        factors = ", ".join(f"{feature} × {factor}" for feature, factor in who.factors.items())  # noqa: RUF001
+        factors = ", ".join(f"{feature} × {factor}" for feature, factor in who.factors.items())
         bias = f"{who.bias:+.2f}" if who.bias else "0.00"
         assert f"| {name} | {who.voice} | {bias} | {who.noise:.2f} | {factors} |" in readme
 
@@ -91,7 +92,8 @@ def test_counts_and_groups_of_eight(items: list[dict[str, Any]], annotations: li
     assert len(items) == len({item["item_id"] for item in items}) == 384
     assert len({item["inputs"]["reply"] for item in items}) == 384
     cases = Counter(item["metadata"]["case"] for item in items)
-    assert len(cases) == 48 and set(cases.values()) == {8}
+    assert len(cases) == 48
+    assert set(cases.values()) == {8}
     assert len({(item["metadata"]["case"], item["inputs"]["question"]) for item in items}) == 48
     assert all(item["metadata"]["simulated"] is True for item in items)
     assert {row["annotator_id"] for row in annotations} == {f"ann{n}" for n in range(1, 7)}
@@ -111,7 +113,8 @@ def test_annotations_refer_to_items_and_stay_on_scale(
     assert {row["item_id"] for row in annotations} == {item["item_id"] for item in items}
     assert {row["dimension"] for row in annotations} == {"helpfulness"}
     for row in annotations:
-        assert type(row["label"]) is int and row["label"] in scale["labels"]
+        assert type(row["label"]) is int
+        assert row["label"] in scale["labels"]
 
 
 def test_labels_are_spread_and_annotators_agree_as_stated(annotations: list[dict[str, Any]]) -> None:
@@ -143,7 +146,8 @@ def test_every_annotation_has_a_rationale_that_does_not_give_the_label_away(
         assert set(row) == {*keys, "rationale"}
         assert not re.search(r"\d", row["rationale"]), row
         assert not number_words.search(row["rationale"]), row
-        assert 2 <= len(row["rationale"]) <= 300 and row["rationale"].endswith("."), row
+        assert 2 <= len(row["rationale"]) <= 300, row
+        assert row["rationale"].endswith("."), row
 
 
 def test_labels_follow_the_policy_on_the_surface_of_the_texts(
@@ -157,9 +161,12 @@ def test_labels_follow_the_policy_on_the_surface_of_the_texts(
     words = spearmanr([len(reply.split()) for reply in replies], means)
     digits = spearmanr([sum(c.isdigit() for c in reply) for reply in replies], means)
     exclamations = spearmanr([reply.count("!") for reply in replies], means)
-    assert words.statistic > 0 and words.pvalue < 0.01
-    assert digits.statistic > 0 and digits.pvalue < 0.01
-    assert exclamations.statistic < 0 and exclamations.pvalue < 0.01
+    assert words.statistic > 0
+    assert words.pvalue < 0.01
+    assert digits.statistic > 0
+    assert digits.pvalue < 0.01
+    assert exclamations.statistic < 0
+    assert exclamations.pvalue < 0.01
 
 
 def test_features_of_a_reply_counted_by_hand(make: ModuleType) -> None:
@@ -197,4 +204,5 @@ def test_corpus_is_small_and_ends_its_lines_with_newlines() -> None:
     for path in paths:
         if path.suffix in {".jsonl", ".md", ".yaml", ".py"}:
             data = path.read_bytes()
-            assert data.endswith(b"\n") and b"\r" not in data, path.name
+            assert data.endswith(b"\n"), path.name
+            assert b"\r" not in data, path.name

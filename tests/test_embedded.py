@@ -25,9 +25,7 @@ GREEDY = SamplingSettings(temperature=0.0)
 RUNG = "(zero|one|two|three|four|five|six|seven|eight|nine)"
 LEVEL = "(lowest|low|middle|high|highest)"
 START_LINE = re.compile(rf"- start (maybe )?{RUNG}\.")
-STEP_LINE = re.compile(
-    rf"- (\w+) is {LEVEL} \1 (helps|hurts) (maybe )?(once|twice|thrice) ([+-][0-9]+) {RUNG}\."
-)
+STEP_LINE = re.compile(rf"- (\w+) is {LEVEL} \1 (helps|hurts) (maybe )?(once|twice|thrice) ([+-][0-9]+) {RUNG}\.")
 TOTAL_LINE = re.compile(rf"- total {RUNG} (.+)\.")
 NAMES = ("length", "commas", "digits", "questions", "overlap", "richness")
 
@@ -196,7 +194,7 @@ def test_every_line_of_a_trace_follows_the_grammar_and_adds_up() -> None:
 
 def test_guesses_go_both_ways_about_as_often() -> None:
     """Of at least 1,000 fair coins the share of heads is within .05 of a half, three deviations away."""
-    prompt = prompt_of([], {name: "high" for name in NAMES})
+    prompt = prompt_of([], dict.fromkeys(NAMES, "high"))
     steps = [step for completion in draw(prompt, range(800)) for step in read_steps(completion.reasoning)]
     assert len(steps) >= 1_000
     assert sum(step.rule.sign > 0 for step in steps) / len(steps) == pytest.approx(0.5, abs=0.05)
@@ -261,7 +259,7 @@ def test_at_temperature_zero_a_known_rating_changes_nothing() -> None:
 
 
 def recover(reasoning: str, scale: Mapping[str, Any] = ORDINAL_5) -> str:
-    question = Question(dimension_of(scale, "- length hurts thrice."), load_prompt("embedded/recover"))
+    question = Question(dimension_of(scale, "- length hurts thrice."), load_prompt("embedded/recover"), None, "recover")
     messages = question.about_reasoning(reasoning)
     (completion,) = asyncio.run(EmbeddedModel().complete(messages, (0,), SAMPLED))
     return completion.text
@@ -284,7 +282,8 @@ def test_the_label_is_found_again_from_a_trace_that_no_longer_says_it(scale: Map
 
 def test_changes_are_read_not_worked_out_again() -> None:
     """From two, +4 and -1 is five, the 3 of five labels, whatever the guideline says of length."""
-    trace = "- start two.\nSome words.\n- length is high length helps maybe twice +4 six.\n- a is low a hurts once -1 five."
+    steps = "- length is high length helps maybe twice +4 six.\n- a is low a hurts once -1 five."
+    trace = f"- start two.\nSome words.\n{steps}"
     assert recover(trace) == rated(3)
 
 

@@ -135,9 +135,7 @@ def test_with_acceptance_by_chance_z_is_standard_normal() -> None:
     found = []
     for _ in range(400):
         luck = [chance.uniform(0.1, 0.9) for _ in range(30)]  # items differ in how easily they are matched
-        draws = [
-            (item, trace(chance.choice((UP, DOWN))), chance.random() < luck[item]) for item in range(30) for _ in range(4)
-        ]
+        draws = [(item, trace(chance.choice((UP, DOWN))), chance.random() < luck[item]) for item in list(range(30)) * 4]
         found.append(contrast_rules(draws, 30)[0].z)
     mean = sum(found) / 400
     assert mean == pytest.approx(0, abs=0.2)

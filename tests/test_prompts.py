@@ -102,7 +102,7 @@ def test_reserved_markup_is_made_harmless(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a < b and c > d", "<b>bold</b>", "1<2", "<items>", "<ratings>", "<thinker>", "&lt;rating&gt;", "a <- b", ""]
+    "text", ["a < b and c > d", "<b>bold</b>", "1<2", "<items>", "<ratings>", "<thinker>", "&lt;rating&gt;", "a <- b"]
 )
 def test_all_other_text_stays_as_it_is(text: str) -> None:
     assert harmless(text) == text
@@ -130,9 +130,9 @@ def test_text_that_was_made_harmless_stays_so() -> None:
     ],
 )
 def test_a_template_that_does_what_it_may_not_fails_in_one_line(tmp_path: Path, escape: str) -> None:
+    prompt = load_prompt(template(tmp_path, escape))
     with pytest.raises(ConfigError, match=r"mine\.md: .*mend the template"):
-        prompt = load_prompt(template(tmp_path, escape))
-        prompt.fill(**{slot: "Be fair." for slot in prompt.slots})
+        prompt.fill(**dict.fromkeys(prompt.slots, "Be fair."))
 
 
 @pytest.mark.parametrize("text", ["{{ guideline", "{% for x in %}", "{{ guideline | nothing }}", "{% endif %}"])

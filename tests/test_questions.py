@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ Longer texts are better.
 
 
 def question(name: str, scale: Mapping[str, Any] = ORDINAL_5, observations: Observations | None = None) -> Question:
-    return Question(dimension_of(scale, GUIDELINE), load_prompt(name), observations)
+    purpose: Any = name.rpartition("/")[2]
+    return Question(dimension_of(scale, GUIDELINE), load_prompt(name), observations, purpose)
 
 
 def item(**inputs: str) -> Item:
@@ -52,8 +52,8 @@ def test_what_a_rater_must_not_see_is_not_there() -> None:
 def test_two_items_share_everything_before_their_texts() -> None:
     asked = question("rate")
     texts = [content(asked, item(text=words)) for words in ("Alpha.", "Because it rains.")]
-    prefix = os.path.commonprefix(texts)
-    assert prefix == texts[0][: texts[0].index("Alpha.")]
+    prefix = texts[0][: texts[0].index("Alpha.")]
+    assert texts[1].startswith(f"{prefix}Because it rains.")
     assert "Longer texts are better." in prefix
 
 
@@ -61,9 +61,10 @@ def test_two_items_share_everything_before_their_observations() -> None:
     inputs = [{"text": "word " * count} for count in (1, 5, 9, 14, 30)]
     asked = question("embedded/rate", observations=fit_observations(inputs))
     texts = [content(asked, Item("x", fields, {})) for fields in (inputs[0], inputs[4])]
-    prefix = os.path.commonprefix(texts)
-    assert prefix.endswith("\nText: length is ")
-    assert "- length helps twice.\n- start at four.\nScale: zero 1. one 1. two 2." in prefix
+    prefixes = [text[: text.index("\nText: length is ")] for text in texts]
+    assert texts[0] != texts[1]
+    assert prefixes[0] == prefixes[1]
+    assert "- length helps twice.\n- start at four.\nScale: zero 1. one 1. two 2." in prefixes[0]
 
 
 def test_the_embedded_prompt_holds_rules_and_observations_and_no_text() -> None:
@@ -136,6 +137,9 @@ def test_a_reasoning_is_asked_about_without_the_item() -> None:
         ("{{ guideline }} {{ labels }}", "is missing"),
         ("{{ guideline }} {{ labels }} {{ fields }} {{ metadata }}", "slot metadata is unknown"),
         ("{{ rules }} {{ ladder }} {{ observations }}", "slot subject is missing"),
+        ("{{ guideline }} {{ labels }} {{ fields }} {{ label }}", "slot label is unknown"),  # it would give it away
+        ("{{ rules }} {{ ladder }} {{ subject }} {{ observations }} {{ label }}", "slot label is unknown"),
+        ("{{ guideline }} {{ labels }} {{ reasoning }}", "slot fields is missing"),
         ("Rate it.", "is missing"),
     ],
 )
@@ -144,6 +148,12 @@ def test_a_prompt_that_lacks_a_slot_or_has_an_unknown_one_is_refused(tmp_path: P
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=problem):
         Question(dimension_of(ORDINAL_5), load_prompt(str(path)))
+
+
+@pytest.mark.parametrize("purpose", ["rationalize", "recover"])
+def test_a_prompt_for_another_purpose_is_refused(purpose: Any) -> None:
+    with pytest.raises(ConfigError, match=f"to {purpose}, the slots are"):
+        Question(dimension_of(ORDINAL_5), load_prompt("rate"), None, purpose)
 
 
 @pytest.mark.parametrize("name", ["rate", "rationalize", "recover", "embedded/rate", "embedded/rationalize"])

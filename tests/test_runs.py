@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import raters.runs as runs_module
+from raters.journal import Journal, read_lines
 from raters.records import ConfigError
 from raters.runs import RunFolder, git_revision, versions
 
@@ -50,9 +52,59 @@ def test_create_makes_the_folder_and_says_what_it_is(tmp_path: Path) -> None:
 
 
 def test_the_same_command_goes_on(tmp_path: Path) -> None:
-    begun(tmp_path / "run")
+    begun(tmp_path / "run").release()
     again = RunFolder(tmp_path / "run", "infer_traces", IDENTITY)
     assert again.previous["seconds"] == 1.5
+    again.release()
+
+
+def test_a_second_process_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
+    first = begun(tmp_path / "run")
+    for new in (False, True):
+        with pytest.raises(ConfigError, match="another process is writing it; wait for it, or give another --out"):
+            RunFolder(tmp_path / "run", "infer_traces", IDENTITY, new=new)
+    first.release()
+    RunFolder(tmp_path / "run", "infer_traces", IDENTITY).release()
+
+
+def test_of_two_processes_that_begin_together_one_is_refused(tmp_path: Path) -> None:
+    """Both find no run; the one whose first draw comes later must not write into the other's journal."""
+    folders = [RunFolder(tmp_path / "run", "infer_traces", IDENTITY) for _ in range(2)]
+    journals = [
+        Journal(folder.path / "candidates.jsonl", prepare=partial(folder.create, {"status": "running"}))
+        for folder in folders
+    ]
+    journals[0].append([{"n": 1}])
+    with pytest.raises(ConfigError, match="another process"):
+        journals[1].append([{"n": 2}])
+    journals[0].close()
+    folders[0].release()
+    # Also once the first has finished, since what it wrote is not in the second one's ledger.
+    late = Journal(tmp_path / "run" / "candidates.jsonl", prepare=partial(folders[1].create, {"status": "running"}))
+    with pytest.raises(ConfigError):
+        late.append([{"n": 2}])
+    assert [record for _, _, record in read_lines(tmp_path / "run" / "candidates.jsonl")] == [{"n": 1}]
+
+
+def test_starting_over_begins_a_journal_of_its_own(tmp_path: Path) -> None:
+    for number in (1, 2):
+        folder = RunFolder(tmp_path / "run", "infer_traces", IDENTITY, new=number == 2)
+        journal = Journal(folder.path / "candidates.jsonl", prepare=partial(folder.create, {"status": "running"}))
+        journal.append([{"n": number}])
+        journal.close()
+        folder.release()
+    for name, number in (("run", 2), ("run.old-1", 1)):
+        assert [record for _, _, record in read_lines(tmp_path / name / "candidates.jsonl")] == [{"n": number}]
+
+
+def test_a_run_that_was_killed_while_it_began_is_begun_again(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / "manifest.json.partial").write_text('{"stage": "infer', encoding="utf-8")
+    folder = RunFolder(tmp_path, "infer_traces", IDENTITY)
+    assert folder.previous == {}
+    folder.create({"status": "running"})
+    assert manifest_of(tmp_path)["status"] == "running"
+    folder.release()
 
 
 def test_an_empty_folder_is_a_new_run(tmp_path: Path) -> None:
@@ -115,6 +167,7 @@ def test_starting_over_keeps_the_old_run_beside_the_new_one(tmp_path: Path) -> N
         if seed > 1:
             assert manifest_of(path)["identity"]["seed"] == seed - 1  # nothing is moved before create
         folder.create({})
+        folder.release()
         (path / "candidates.jsonl").write_text(f"{seed}\n", encoding="utf-8")
     names = sorted(found.name for found in tmp_path.iterdir())
     assert names == ["run", "run.old-1", "run.old-2"]

@@ -82,7 +82,7 @@ def test_no_part_is_empty_with_three_groups_or_more(tmp_path: Path, sizes: tuple
 
 def test_two_groups_are_refused_with_the_mend(tmp_path: Path) -> None:
     corpus = grouped(tmp_path, {"a": "x", "b": "y", "c": "x"})
-    with pytest.raises(ConfigError, match=r"group_by metadata\.group gives 2 group\(s\).*; change group_by, or give"):
+    with pytest.raises(ConfigError, match=r"metadata\.group .*2 group\(s\).*change group_by, or give --split all"):
         split_corpus(corpus, 0)
 
 

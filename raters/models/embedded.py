@@ -145,6 +145,7 @@ def _read(prompt: str) -> _Reading:
             labels = tuple(label for _, label in _RUNG.findall(line))
         elif line.startswith("Known rating: "):
             known = line.removeprefix("Known rating: ").removesuffix(".")
+            known = _nearest(known, labels)
         elif line == "Reasoning:":
             reasoning = "\n".join(lines)
         elif pairs := _OBSERVED.findall(line):
@@ -157,6 +158,14 @@ def _read(prompt: str) -> _Reading:
     stated = {rule.observation for rule in rules}
     guessable = tuple(name for name in levels if name not in stated)
     return _Reading(tuple(rules), start, rest_ignored, labels, levels, guessable, known, reasoning, len(prompt.split()))
+
+
+def _nearest(rating: str, labels: Sequence[str]) -> str:
+    """Return a rating as a rung has it: on an interval scale the nearest rung's value."""
+    try:
+        return rating if rating in labels else min(labels, key=lambda label: abs(float(label) - float(rating)))
+    except ValueError:
+        return rating
 
 
 class EmbeddedModel:
@@ -213,7 +222,9 @@ def _think(reading: _Reading, chance: random.Random | None) -> tuple[str, str]:
     rung = start
     lines = [f"- start {maybe}{RUNGS[start]}."]
     for rule in rules:
-        level = reading.levels.get(rule.observation, MIDDLE)
+        if rule.observation not in reading.levels:
+            continue  # a rule about something that this item does not have, such as a second text
+        level = reading.levels[rule.observation]
         change = rule.sign * rule.strength * (level - MIDDLE)
         rung = min(max(rung + change, 0), len(RUNGS) - 1)
         lines.append(f"- {rule.observation} is {LEVELS[level]} {rule} {change:+d} {RUNGS[rung]}.")

@@ -101,12 +101,8 @@ def split_reasoning(text: str, reasoning: str | None = None) -> tuple[str, str]:
         text: What came as the message's content.
         reasoning: What came in a field of its own (`reasoning`, `reasoning_content`), if any.
     """
-    before, closed, after = text.rpartition(THINK_CLOSE)
-    if closed:
-        thought, answer = before.replace(THINK_OPEN, "").replace(THINK_CLOSE, ""), after
-    elif THINK_OPEN in text:
-        answer, _, thought = text.partition(THINK_OPEN)
-    else:
-        thought, answer = "", text
-    parts = [part.strip() for part in (reasoning or "", thought)]
+    before, _, after = text.rpartition(THINK_CLOSE)
+    answer, _, unfinished = after.partition(THINK_OPEN)
+    thought = before.replace(THINK_OPEN, "").replace(THINK_CLOSE, "")
+    parts = [part.strip() for part in (reasoning or "", thought, unfinished)]
     return "\n".join(part for part in parts if part), answer.strip()

@@ -37,7 +37,12 @@ def write_corpus(folder: Path, items: int) -> Path:
         for number in range(items):
             text = " ".join(chance.choices(words, k=chance.randint(30, 90))) + f" {number}."
             texts.write(json.dumps({"item_id": f"i{number}", "inputs": {"text": text}, "metadata": {}}) + "\n")
-            label = {"item_id": f"i{number}", "annotator_id": "a", "dimension": "quality", "label": chance.randint(1, 5)}
+            label = {
+                "item_id": f"i{number}",
+                "annotator_id": "a",
+                "dimension": "quality",
+                "label": chance.randint(1, 5),
+            }
             labels.write(json.dumps(label) + "\n")
     return folder
 
