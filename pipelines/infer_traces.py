@@ -27,11 +27,11 @@ from pydantic import Field
 from pipelines.command import INTERRUPTED, run_command
 from pipelines.options import StageOptions, parse_options
 from raters.journal import to_line, write_atomically
-from raters.ledger import UNDRAWN
 from raters.records import ConfigError, JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
-    from raters.corpora import Corpus, Dimension
+    from raters.corpora import Corpus
+    from raters.corpus_files import Dimension
     from raters.gold import GoldMethod, LabelTable
     from raters.journal import Journal, Record
     from raters.ledger import Ledger
@@ -473,11 +473,19 @@ async def _draw(plan: _Plan, ledger: Ledger, journal: Journal, last: Record | No
 
 def _write_results(plan: _Plan, ledger: Ledger, folder: RunFolder) -> dict[str, Any]:
     """Write traces, unmatched labels, summary and plot; return the summary."""
+    from raters.outcomes import kept_traces, telling_rules, unmatched_labels
     from raters.utilisation import plot_utilisation, summarise
 
+    candidates, question = folder.path / "candidates.jsonl", plan.questions["first"]
     flagged: Counter[str] = Counter()
-    write_atomically(folder.path / "traces.jsonl", map(to_line, _kept_traces(plan, ledger, folder, flagged)))
-    write_atomically(folder.path / "unmatched.jsonl", map(to_line, _unmatched_labels(plan, ledger)))
+
+    def trace_lines() -> Iterator[bytes]:
+        for trace in kept_traces(ledger, candidates, question, plan.options.keep):
+            flagged.update(trace["flags"])
+            yield to_line(trace)
+
+    write_atomically(folder.path / "traces.jsonl", trace_lines())
+    write_atomically(folder.path / "unmatched.jsonl", map(to_line, unmatched_labels(ledger)))
     summary = {
         "corpus": plan.corpus.name,
         "dimension": plan.dimension.name,
@@ -489,76 +497,11 @@ def _write_results(plan: _Plan, ledger: Ledger, folder: RunFolder) -> dict[str, 
         **summarise(ledger, plan.sampling),
         "flagged": dict(flagged),
     }
-    if plan.questions["first"].needs_observations:
-        summary["rules"] = _rules(ledger, folder)
+    if question.needs_observations:
+        summary["rules"] = telling_rules(ledger, candidates)
     write_atomically(folder.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     plot_utilisation(summary, folder.path / "utilisation.svg", f"{plan.corpus.name}: {plan.dimension.name}")
     return summary
-
-
-def _kept_traces(plan: _Plan, ledger: Ledger, folder: RunFolder, flagged: Counter[str]) -> Iterator[Record]:
-    """Yield the kept candidates in the order of the corpus, ready to train on."""
-    from raters.journal import read_at
-    from raters.traces import most_different, training_record
-
-    candidates, scale = folder.path / "candidates.jsonl", plan.dimension.scale
-    kept = np.flatnonzero(ledger.matched_draw >= 0)
-    kept = kept[np.argsort(ledger.rows[ledger.unit_rows[kept]], kind="stable")]
-    for unit in kept.tolist():
-        item = plan.corpus.item(int(ledger.rows[ledger.unit_rows[unit]]))
-        accepted = sorted((ledger.accepted or {}).get(unit, []))
-        offsets = [offset for _, offset in accepted] or [int(ledger.matched_offset[unit])]
-        records = list(read_at(candidates, offsets))
-        if isinstance(plan.options.keep, int):
-            chosen = most_different([record["trace"] for record in records], plan.options.keep)
-            records = [records[place] for place in chosen]
-        for record in records:
-            flagged.update(record["flags"])
-            prompt = plan.questions["first"].about(item)(record["swapped"])
-            rating = scale.swapped(record["verdict"]) if record["swapped"] else record["verdict"]
-            yield training_record(record, prompt, rating)
-
-
-def _unmatched_labels(plan: _Plan, ledger: Ledger) -> Iterator[Record]:
-    """Yield the labels that no draw agreed with, and how near the draws came."""
-    from raters.utilisation import nearest_verdict
-
-    scale = plan.dimension.scale
-    for unit in np.flatnonzero(ledger.matched_draw < 0).tolist():
-        row = int(ledger.unit_rows[unit])
-        numbers = ledger.numbers["first"][row]
-        drawn = numbers[numbers != UNDRAWN]
-        verdicts = Counter("unreadable" if np.isnan(number) else str(scale.label(number)) for number in drawn)
-        nearest = nearest_verdict(ledger, unit)
-        yield {
-            "item_id": plan.corpus.item_ids[ledger.rows[row]],
-            "dimension": plan.dimension.name,
-            "annotator_id": ledger.annotator_id(unit),
-            "label": scale.label(float(ledger.unit_numbers[unit])),
-            "human_agreement": float(ledger.human_agreement[unit]),
-            "draws": len(drawn),
-            "verdicts": dict(verdicts.most_common()),
-            "nearest_verdict": None if nearest is None else scale.label(nearest[0]),
-            "distance": None if nearest is None else nearest[1],
-        }
-
-
-def _rules(ledger: Ledger, folder: RunFolder) -> list[dict[str, Any]]:
-    """Return the guessed rules that tell accepted first draws from rejected ones, if traces are in that grammar."""
-    from raters.guidelines import SIGNIFICANT_Z, contrast_rules
-    from raters.journal import read_lines
-
-    places = {ledger.corpus.item_ids[item]: row for row, item in enumerate(ledger.rows)}
-    draws = (
-        (places[record["item_id"]], record["trace"], record["accepted"])
-        for _, _, record in read_lines(folder.path / "candidates.jsonl")
-        if record["chance"] == "first" and record["item_id"] in places
-    )
-    return [
-        {"rule": str(contrast), "z": contrast.z, "draws": contrast.draws, "items": contrast.items}
-        for contrast in contrast_rules(draws, len(places))
-        if abs(contrast.z) > SIGNIFICANT_Z
-    ]
 
 
 def _print_results(plan: _Plan, folder: RunFolder, summary: Mapping[str, Any]) -> None:

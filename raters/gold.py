@@ -9,7 +9,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from raters.corpora import AnnotationTable, Corpus
+from raters.corpora import Corpus
+from raters.corpus_files import AnnotationTable
 from raters.records import ConfigError
 from raters.scales import IntervalScale, NominalScale, OrdinalScale, PairwiseScale
 

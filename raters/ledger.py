@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from raters.corpora import Corpus, Dimension
+from raters.corpora import Corpus
+from raters.corpus_files import Dimension
 from raters.gold import AGGREGATED, LabelTable
 from raters.journal import Record
 from raters.records import Chance, DataError, Strategy, shown

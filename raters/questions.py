@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from raters.corpora import Dimension
+from raters.corpus_files import Dimension
 from raters.models.embedded import render_ladder, rule_lines
 from raters.models.protocol import Message
 from raters.observations import Observations, render_levels

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from raters.corpora import Corpus, Dimension, load_corpus
+from raters.corpora import Corpus, load_corpus
+from raters.corpus_files import Dimension
 from raters.gold import GoldMethod, default_method, gold_labels
 from raters.journal import Journal, read_at, read_lines
 from raters.ledger import CHANCES, Ledger
