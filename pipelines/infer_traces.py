@@ -403,8 +403,9 @@ def _begin(plan: _Plan, folder: RunFolder) -> None:
 async def _draw(plan: _Plan, ledger: Ledger, journal: Journal, last: Record | None) -> bool:
     """Make the draws that are missing; return False if the user stopped it."""
     from pipelines.screen import ProgressBar, say
+    from raters.drawing import Source
     from raters.models import open_model
-    from raters.sampling import Rationalizer, Sampler, Source
+    from raters.sampling import Rationalizer, Sampler
 
     options = plan.options
     models: dict[str, Model] = {}
@@ -451,10 +452,10 @@ async def _draw(plan: _Plan, ledger: Ledger, journal: Journal, last: Record | No
         work = asyncio.ensure_future(sampler.run())
 
         def stop() -> None:
-            if sampler.stopping:
+            if sampler.pool.stopping:
                 work.cancel()
             else:
-                sampler.stopping = True
+                sampler.pool.stopping = True
                 say("\nstopping after the draws in flight; Ctrl-C again to leave them")
 
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -465,7 +466,7 @@ async def _draw(plan: _Plan, ledger: Ledger, journal: Journal, last: Record | No
             pass
         finally:
             bar.close()
-        return not sampler.stopping
+        return not sampler.pool.stopping
     finally:
         for model in models.values():
             await model.close()

@@ -7,34 +7,22 @@ stopping an item at its first acceptance keeps the very trace that drawing all k
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raters.corpora import Corpus
+from raters.drawing import REFUSED, DrawPool, Job, Source, draw_seed, is_swapped
 from raters.journal import Journal, Record
 from raters.ledger import CHANCES, Ledger
-from raters.models.protocol import Completion, Message, Model, SamplingSettings
-from raters.questions import Question
-from raters.records import Candidate, Chance, JudgeseyeError, Label, Mode, ModelAccessError, ModelRequestError, Strategy
+from raters.models.protocol import Completion, Message, SamplingSettings
+from raters.records import Candidate, Chance, Label, Mode, Strategy
 from raters.scales import PairwiseScale, listed_labels
 from raters.traces import strip_ratings, trace_flags, trace_of
-
-_Job = Callable[[], Awaitable[None]]
-
-_SEED_BITS = 31
-"""Seeds stay below 2**31: servers disagree on anything larger."""
-_REFUSALS_THAT_MEAN_A_WRONG_SETTING = 8
-REFUSED = "refused"
-"""Finish reason of a draw that the model will never make (prompt too long, content filter)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +42,6 @@ class SamplingOptions:
     tolerance: float = 0.0
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     concurrency: int = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A model and the question it is asked."""
-
-    model: Model
-    question: Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +69,6 @@ class _Draw:
     seconds: float
 
 
-def draw_seed(run_seed: int, item_id: str, dimension: str, draw: int, chance: Chance = "first") -> int:
-    """Return the seed of one draw: a hash of what the draw is, below 2**31."""
-    name = "" if chance == "first" else f"\0{chance}"
-    key = f"{run_seed}\0{item_id}\0{dimension}\0{draw}{name}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> (64 - _SEED_BITS)
-
-
-def is_swapped(run_seed: int, item_id: str, dimension: str, draw: int) -> bool:
-    """Return True if a draw for a pairwise item sees the two texts exchanged: every second draw of an item."""
-    return (draw_seed(run_seed, item_id, dimension, 0) + draw) % 2 == 1
-
-
 def work_order(corpus: Corpus, dimension: str, items: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """Return items in an order drawn from the seed, so that any first part of it is a fair sample."""
     keys = np.array([draw_seed(seed, corpus.item_ids[item], dimension, -1) for item in items], np.int64)
@@ -120,7 +88,7 @@ class Sampler:
         on_draw: Called after every draw.
 
     Attributes:
-        stopping: Set it to end after the draws that are in flight.
+        pool: What runs the draws; set its `stopping` to end after those in flight.
     """
 
     def __init__(
@@ -137,41 +105,30 @@ class Sampler:
         """Prepare; nothing is drawn yet."""
         self.ledger, self.journal, self.source, self.options = ledger, journal, source, options
         self.escalate, self.rationalize = escalate, rationalize
-        self.stopping = False
         self._on_draw = on_draw
-        self._failure: JudgeseyeError | OSError | None = None
-        # A server that refuses everything is set up wrongly: refusals count only once something was answered.
         sources: dict[Chance, Source | None] = {
             "first": source,
             "escalated": escalate,
             "rationalized": rationalize.explain if rationalize else None,
         }
-        self._answered = {
-            asked.model.spec for chance, asked in sources.items() if asked and ledger.totals.draws[chance] > 0
-        }
-        self._refusals: dict[str, list[Callable[[], None]]] = {}
-        self._refused_with = ""
+        answered = {asked.model.spec for chance, asked in sources.items() if asked and ledger.totals.draws[chance] > 0}
+        self.pool = DrawPool(options.settings, options.concurrency, answered)
         self._askers: OrderedDict[tuple[int, int], Callable[..., list[Message]]] = OrderedDict()
 
     async def run(self) -> None:
-        """Make every draw that is still missing, or end early if `stopping` is set.
+        """Make every draw that is still missing, or end early if the pool is stopping.
 
         Raises:
             ModelAccessError: A model cannot be used.
             ModelError: A model failed after its retries. What arrived before is in the journal.
         """
         rows = range(len(self.ledger.rows))
-        await self._work(self._inferences("first", self.source, rows, self.options.strategy))
+        await self.pool.work(self._inferences("first", self.source, rows, self.options.strategy))
         if self.escalate is not None:
-            await self._work(self._inferences("escalated", self.escalate, self._open_rows(), "adaptive"))
+            await self.pool.work(self._inferences("escalated", self.escalate, self._open_rows(), "adaptive"))
         if self.rationalize is not None:
-            await self._work(self._rationalizations(self.rationalize, self._open_rows()))
-        if self._refusals and not self.stopping:
-            if not self.ledger.totals.draws:
-                raise self._all_refused(next(iter(self._refusals)))
-            for write in chain.from_iterable(self._refusals.values()):
-                write()
-            self._refusals.clear()
+            await self.pool.work(self._rationalizations(self.rationalize, self._open_rows()))
+        self.pool.settle(any_answer=bool(self.ledger.totals.draws))
 
     def complete_group(self, last: Record) -> None:
         """Write the lines that a crash cut off a draw which several annotators share.
@@ -195,27 +152,10 @@ class Sampler:
         if records:
             self._write(records, row, lost)
 
-    async def _work(self, jobs: Iterator[_Job]) -> None:
-        """Run jobs with as many workers as may be busy at once; the first failure ends all of them."""
-
-        async def worker() -> None:
-            for job in jobs:
-                if self.stopping or self._failure is not None:
-                    return
-                try:
-                    await job()
-                except (JudgeseyeError, OSError) as error:
-                    self._failure = self._failure or error
-                await asyncio.sleep(0)  # lets signals through where a model never waits
-
-        await asyncio.gather(*(worker() for _ in range(self.options.concurrency)))
-        if self._failure is not None:
-            raise self._failure
-
     def _open_rows(self) -> list[int]:
         return [row for row in range(len(self.ledger.rows)) if self.ledger.unmatched(row)]
 
-    def _inferences(self, chance: Chance, source: Source, rows: Iterable[int], strategy: Strategy) -> Iterator[_Job]:
+    def _inferences(self, chance: Chance, source: Source, rows: Iterable[int], strategy: Strategy) -> Iterator[Job]:
         """Yield the jobs of a chance: a row each if it may stop early, else a draw each."""
         for row in rows:
             missing = self.ledger.missing(chance, row)
@@ -227,7 +167,7 @@ class Sampler:
 
     async def _infer_until_matched(self, chance: Chance, source: Source, row: int, draws: Sequence[int]) -> None:
         for draw in draws:
-            if self.stopping or self._failure is not None or draw >= self.ledger.draws_needed(row, chance):
+            if self.pool.ending or draw >= self.ledger.draws_needed(row, chance):
                 return
             await self._infer(chance, source, row, draw)
 
@@ -238,7 +178,7 @@ class Sampler:
         swapped = isinstance(dimension.scale, PairwiseScale) and is_swapped(
             self.options.seed, item_id, dimension.name, draw
         )
-        completion, seconds = await self._ask(source, self._asker(source, row)(swapped), seed)
+        completion, seconds = await self.pool.ask(source, self._asker(source, row)(swapped), seed)
         trace, verdict = "", None
         if completion.finish_reason != REFUSED:
             trace, verdict = trace_of(completion), dimension.scale.read_verdict(completion.text)
@@ -246,7 +186,8 @@ class Sampler:
             verdict = dimension.scale.swapped(verdict)
         made = _Draw(row, draw, chance, "infer", source, seed, swapped, completion, trace, verdict, seconds)
         units = self._concerned(chance, row, draw)
-        self._append([self._candidate(made, unit).as_record() for unit in units], row, units, made)
+        records = [self._candidate(made, unit).as_record() for unit in units]
+        self.pool.keep(source, completion, partial(self._write, records, row, units))
 
     def _concerned(self, chance: Chance, row: int, draw: int) -> Sequence[int]:
         """Return the units that a draw is held against: all of the row, or those without a match before it."""
@@ -260,7 +201,7 @@ class Sampler:
             if ledger.matched_draw[unit] < 0 or (ledger.matched_chance[unit], ledger.matched_draw[unit]) >= (rank, draw)
         ]
 
-    def _rationalizations(self, rationalizer: Rationalizer, rows: Iterable[int]) -> Iterator[_Job]:
+    def _rationalizations(self, rationalizer: Rationalizer, rows: Iterable[int]) -> Iterator[Job]:
         for row in rows:
             for unit in self.ledger.unmatched(row):
                 if missing := self.ledger.missing("rationalized", unit):
@@ -271,19 +212,19 @@ class Sampler:
         scale = self.ledger.dimension.scale
         label = scale.label(self.ledger.unit_numbers[unit])
         for draw in draws:
-            if self.stopping or self._failure is not None or self.ledger.matched_draw[unit] >= 0:
+            if self.pool.ending or self.ledger.matched_draw[unit] >= 0:
                 return
             explain, recover = rationalizer.explain, rationalizer.recover
             who = self.ledger.annotator_id(unit) or ""
             seed = draw_seed(
                 self.options.seed, self._item_id(row), f"{self.ledger.dimension.name}\0{who}", draw, "rationalized"
             )
-            explained, seconds = await self._ask(explain, self._asker(explain, row)(label=label), seed)
+            explained, seconds = await self.pool.ask(explain, self._asker(explain, row)(label=label), seed)
             trace, verdict = "", None
             if explained.finish_reason != REFUSED:
                 trace = strip_ratings(trace_of(explained), listed_labels(scale))
             if trace:
-                recovered, more_seconds = await self._ask(recover, recover.question.about_reasoning(trace), seed)
+                recovered, more_seconds = await self.pool.ask(recover, recover.question.about_reasoning(trace), seed)
                 verdict = None if recovered.finish_reason == REFUSED else scale.read_verdict(recovered.text)
                 seconds += more_seconds
                 explained = replace(
@@ -295,16 +236,8 @@ class Sampler:
             made = _Draw(
                 row, draw, "rationalized", "rationalize", explain, seed, False, explained, trace, verdict, seconds
             )
-            self._append([self._candidate(made, unit).as_record()], unit, [unit], made)
-
-    async def _ask(self, source: Source, messages: list[Message], seed: int) -> tuple[Completion, float]:
-        """Return one completion and its wall time; a request that was refused for good is an empty one."""
-        began = time.monotonic()
-        try:
-            (completion,) = await source.model.complete(messages, [seed], self.options.settings)
-        except ModelRequestError as error:
-            completion = Completion(str(error), "", REFUSED, None, None)
-        return completion, time.monotonic() - began
+            records = [self._candidate(made, unit).as_record()]
+            self.pool.keep(explain, explained, partial(self._write, records, unit, [unit]))
 
     def _asker(self, source: Source, row: int) -> Callable[..., list[Message]]:
         """Return the question about a row's item; the last few are kept, since draws of an item come together."""
@@ -351,33 +284,8 @@ class Sampler:
             seconds=round(made.seconds, 4),
         )
 
-    def _append(self, records: Sequence[Record], place: int, units: Sequence[int], made: _Draw) -> None:
-        """Write the candidates of one draw in one go, and enter them.
-
-        Refusals wait until their model has answered anything at all.
-
-        Raises:
-            ModelAccessError: If the model has refused the first requests, all of them.
-        """
-        spec = made.source.model.spec
-        if spec not in self._answered:
-            if made.completion.finish_reason == REFUSED:
-                waiting = self._refusals.setdefault(spec, [])
-                waiting.append(partial(self._write, records, place, units))
-                self._refused_with = made.completion.text
-                if len(waiting) >= _REFUSALS_THAT_MEAN_A_WRONG_SETTING:
-                    raise self._all_refused(spec)
-                return
-            self._answered.add(spec)
-            for write in self._refusals.pop(spec, []):
-                write()
-        self._write(records, place, units)
-
-    def _all_refused(self, spec: str) -> ModelAccessError:
-        count = len(self._refusals[spec])
-        return ModelAccessError(f"{self._refused_with} (so for the first {count} requests, all of them)")
-
     def _write(self, records: Sequence[Record], place: int, units: Sequence[int]) -> None:
+        """Write the candidates of one draw in one go, and enter them."""
         offsets = self.journal.append(records)
         for record, unit, offset in zip(records, units, offsets, strict=True):
             self.ledger.enter(record, place, unit, offset)

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raters.drawing import is_swapped
 from raters.ledger import CHANCES, UNDRAWN, Ledger
 from raters.models.protocol import one_line
-from raters.sampling import SamplingOptions, is_swapped
+from raters.sampling import SamplingOptions
 from raters.scales import PairwiseScale, listed_labels
 
 DRAW_COUNTS = (1, 2, 4, 8, 16, 32, 64)

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from raters.corpora import Corpus
+from raters.drawing import draw_seed, is_swapped
 from raters.gold import GoldMethod
 from raters.models.embedded import EmbeddedModel
 from raters.models.protocol import Completion, Message, SamplingSettings
 from raters.records import ModelAccessError, ModelError, ModelRequestError
-from raters.sampling import SamplingOptions, draw_seed, is_swapped, work_order
+from raters.sampling import SamplingOptions, work_order
 from raters.utilisation import summarise
 from tests.small_corpora import (
     DIMENSION,
@@ -733,7 +734,7 @@ def test_stopping_ends_after_the_draw_in_flight_and_asks_no_second_model(
     run = start_run(corpus, path, model, escalate=second, explain=second, options=options)
 
     def stop_after_three() -> None:
-        run.sampler.stopping = run.ledger.totals.draws["first"] >= 3
+        run.sampler.pool.stopping = run.ledger.totals.draws["first"] >= 3
 
     run.sampler._on_draw = stop_after_three
     run.draw()
@@ -757,7 +758,7 @@ def test_stopping_leaves_what_is_in_flight_to_arrive(tmp_path: Path) -> None:
         ) -> list[Completion]:
             answers = await super().complete(messages, seeds, settings)
             await asyncio.sleep(0.01)
-            run.sampler.stopping = True
+            run.sampler.pool.stopping = True
             return answers
 
     model = Slow(lambda *_: rating(1))

@@ -1,0 +1,160 @@
+"""Distinct (label, verdict) pairs of items: all that a figure of agreement needs to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raters.records import DataError
+
+Floats = NDArray[np.float64]
+Codes = Codes
+
+MOST_TABLE_VALUES = 64
+"""Up to so many distinct labels and verdicts figures may be counted in tables, and so many bins stand for more."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The distinct (label, verdict) pairs of some items.
+
+    Attributes:
+        numbers: (values,) distinct numbers on the scale, ascending.
+        values: (values,) each as a quantity: 5 for the middle label of 0, 5, 10, whose number is 1.
+        labels: (pairs,) place of each pair's label in `numbers`.
+        verdicts: (pairs,) place of each pair's verdict in `numbers`.
+        counts: (pairs,) how many items have the pair.
+    """
+
+    numbers: Floats
+    values: Floats
+    labels: Codes
+    verdicts: Codes
+    counts: Floats
+
+    @cached_property
+    def _label_groups(self) -> tuple[Codes, Codes, Codes]:
+        return runs_of(self.labels)
+
+    @cached_property
+    def _verdict_groups(self) -> tuple[Codes, Codes, Codes]:
+        return runs_of(self.verdicts)
+
+    def label_margins(self, weights: Floats) -> Floats:
+        """Return (n, values) how often each label occurs."""
+        return summed_by_code(weights, self._label_groups, len(self.numbers))
+
+    def verdict_margins(self, weights: Floats) -> Floats:
+        """Return (n, values) how often each verdict occurs."""
+        return summed_by_code(weights, self._verdict_groups, len(self.numbers))
+
+    @cached_property
+    def signs(self) -> Floats:
+        """(pairs, pairs) +1 where two pairs are in the same order on both sides, -1 in opposite order, 0 if tied."""
+        by_label = np.sign(self.labels[:, None] - self.labels[None, :])
+        return (by_label * np.sign(self.verdicts[:, None] - self.verdicts[None, :])).astype(np.float64)
+
+    @cached_property
+    def binned(self) -> Pairs:
+        """These pairs with labels and verdicts in at most 64 bins of about equally many items, pair by pair."""
+        sides = [
+            _quantile_bins(margins[0], codes)
+            for margins, codes in (
+                (self.label_margins(self.counts[None]), self.labels),
+                (self.verdict_margins(self.counts[None]), self.verdicts),
+            )
+        ]
+        numbers = np.arange(float(MOST_TABLE_VALUES))
+        return Pairs(numbers, numbers, sides[0], sides[1], self.counts)
+
+    @cached_property
+    def tau_lost_in_bins(self) -> float:
+        """Tau-b of all items minus the one of their bins."""
+        from scipy.stats import kendalltau
+
+        times = self.counts.astype(np.int64)
+        exact = kendalltau(np.repeat(self.labels, times), np.repeat(self.verdicts, times)).statistic
+        return float(exact - kendall_tau_b(self.counts[None], self.binned)[0])
+
+
+def pairs_of(
+    labels: Floats, verdicts: Floats, values: Sequence[float] | Floats | None = None
+) -> tuple[Pairs, Codes]:
+    """Return the distinct pairs of some items, and which pair each item has.
+
+    Args:
+        labels: (items,) labels as the scale's numbers; nan if there is none.
+        verdicts: (items,) verdicts likewise.
+        values: (labels of the scale,) quantity of each listed label; None on an interval scale, or if a label's
+            quantity is its number.
+
+    Returns:
+        The pairs, and (items,) the place of each item's pair; -1 where label or verdict is missing.
+
+    Raises:
+        DataError: If the lengths differ.
+    """
+    if len(labels) != len(verdicts):
+        raise DataError(f"{len(labels)} labels beside {len(verdicts)} verdicts; give one of each for an item")
+    complete = np.flatnonzero(np.isfinite(labels) & np.isfinite(verdicts))
+    both = np.concatenate([labels[complete], verdicts[complete]])
+    numbers, codes = np.unique(both, return_inverse=True)
+    first, second = codes[: len(complete)].astype(np.int64), codes[len(complete) :].astype(np.int64)
+    cells, places, counts = np.unique(first * len(numbers) + second, return_inverse=True, return_counts=True)
+    pair_of_item = np.full(len(labels), -1, np.int64)
+    pair_of_item[complete] = places
+    quantities = numbers if values is None else np.asarray(values, np.float64)[numbers.astype(np.int64)]
+    width = max(len(numbers), 1)
+    return Pairs(numbers, quantities, cells // width, cells % width, counts.astype(np.float64)), pair_of_item
+
+
+def runs_of(codes: Codes) -> tuple[Codes, Codes, Codes]:
+    """Return an order that brings equal codes together, where each run starts, and its code."""
+    order = np.argsort(codes, kind="stable").astype(np.int64)
+    ordered = codes[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(codes) else np.array([], np.int64)
+    return order, starts, ordered[starts]
+
+
+def summed_by_code(
+    weights: Floats, groups: tuple[Codes, Codes, Codes], width: int
+) -> Floats:
+    """Return (n, width) the weights of (n, pairs) summed over pairs of the same code."""
+    order, starts, codes = groups
+    margins = np.zeros((len(weights), width))
+    if len(starts):
+        margins[:, codes] = np.add.reduceat(weights[:, order], starts, axis=1)
+    return margins
+
+
+def _quantile_bins(margins: Floats, codes: Codes) -> Codes:
+    middle = np.cumsum(margins) - margins / 2
+    return np.minimum(middle / margins.sum() * MOST_TABLE_VALUES, MOST_TABLE_VALUES - 1).astype(np.int64)[codes]
+
+
+def midranks(margins: Floats) -> Floats:
+    """Return (n, values) mean rank of each value, less a half."""
+    return np.cumsum(margins, axis=1) - margins / 2
+
+
+def squared_deviations(weights: Floats, values: Floats, items: Floats) -> Floats:
+    """Return (n,) sum of squared deviations from the mean; 0 where rounding alone is left."""
+    raw = weights @ values**2
+    squares = raw - np.divide((weights @ values) ** 2, items, out=np.zeros_like(raw), where=items > 0)
+    return np.where(squares <= _ROUNDING * raw, 0.0, squares)
+
+
+def mean_of(weights: Floats, values: Floats) -> Floats:
+    return ratio(weights @ values, weights.sum(axis=1))
+
+
+def ratio(above: Floats, below: Floats) -> Floats:
+    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+
+
+def one_minus_ratio(observed: Floats, expected: Floats) -> Floats:
+    return 1 - ratio(observed, expected)
