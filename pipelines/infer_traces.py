@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
-import signal
 import sys
 import time
 from collections import Counter
@@ -26,6 +24,7 @@ from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
 from pipelines.options import StageOptions, parse_options
+from pipelines.session import cost_usd, draw_until_done, how_to_go_on, progress_text
 from raters.journal import to_line, write_atomically
 from raters.records import ConfigError, JudgeseyeError, StorageError
 
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 
 STAGE = "infer_traces"
 MOST_DRAWS = 1024
-SECOND_CHANCES = ("escalate", "rationalize", "recover")
 DESCRIPTION = """\
 Infer the thinking behind label-only annotations: draw up to k ratings for each item from a model that does not see
 the label, keep those that agree with the person, with their reasoning.
@@ -99,7 +97,10 @@ class InferTracesOptions(StageOptions):
     )
     recover: str | None = Field(None, description="model that must recover the label (default: the one of --model)")
     second_k: int = Field(4, ge=1, le=MOST_DRAWS, description="most draws of each second chance")
-    concurrency: int = Field(32, ge=1, description="requests or items in work at once")
+    null_items: int = Field(
+        50, ge=0, description="items of an adaptive run that get all k draws, to measure what chance would accept"
+    )
+    concurrency: int = Field(32, ge=1, le=4096, description="requests or items in work at once")
     input_price: float | None = Field(None, ge=0, description="USD for a million tokens read, for the cost shown")
     output_price: float | None = Field(None, ge=0, description="USD for a million tokens written")
     out: str | None = Field(None, description="folder of this run (default: runs/<corpus>[-<dimension>]/infer_traces)")
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str]) -> int:
     say(plan.describe())
     folder = RunFolder(plan.out, STAGE, plan.identity(), new=options.new)
     try:
-        _check_continuation(options, folder)
+        _check_continuation(plan, folder)
         summary = _run(plan, folder)
     finally:
         folder.release()
@@ -146,20 +147,22 @@ def _run(plan: _Plan, folder: RunFolder) -> dict[str, Any] | None:
 
     def manifest(status: str) -> dict[str, Any]:
         seconds = folder.previous.get("seconds", 0.0) + time.monotonic() - began
-        return {**plan.manifest(ledger, status, seconds), "second_chance": _second_chance(plan.options, folder)}
+        return {**plan.manifest(ledger, status, seconds), "second_chance": _second_chance(plan, folder)}
 
     try:
-        if ledger.has_work(plan.options.effective_strategy) and not asyncio.run(_draw(plan, ledger, journal, last)):
+        if ledger.has_work(plan.sampling.full_rows(len(ledger.rows))) and not asyncio.run(
+            _draw(plan, ledger, journal, last)
+        ):
             if sum(ledger.totals.draws.values()):
                 folder.write_manifest(manifest("stopped"))
-            say(_how_to_go_on(folder, ledger))
+            say(how_to_go_on(sum(ledger.totals.draws.values()), folder.path))
             return None
         summary = _write_results(plan, ledger, folder)
         folder.write_manifest({**manifest("complete"), "kept": summary["kept"]})
         return summary
     except JudgeseyeError:
         if sum(ledger.totals.draws.values()):
-            say(_how_to_go_on(folder, ledger))
+            say(how_to_go_on(sum(ledger.totals.draws.values()), folder.path))
             with suppress(StorageError):
                 folder.write_manifest(manifest("failed"))
         raise
@@ -196,6 +199,7 @@ class _Plan:
             tolerance=options.tolerance or 0.0,
             settings=SamplingSettings(options.temperature, options.top_p, options.max_tokens),
             concurrency=options.concurrency,
+            null_rows=options.null_items,
         )
 
     def model_spec(self, purpose: str) -> str:
@@ -215,7 +219,9 @@ class _Plan:
     def identity(self) -> dict[str, Any]:
         """Return what decides the meaning of the run's records."""
         options = self.options
-        per_annotator = {"strategy": options.effective_strategy} if self.method == "per-annotator" else {}
+        # Which lines a shared draw has depends on them, so they may not change on the way.
+        shared = {"strategy": options.effective_strategy, "null_items": options.null_items}
+        per_annotator = shared if self.method == "per-annotator" else {}
         return {
             "corpus": self.corpus.name,
             "items.jsonl": self.corpus.sha256["items.jsonl"],
@@ -278,24 +284,21 @@ class _Plan:
 
     def cost(self, ledger: Ledger) -> float | None:
         """Return what the draws cost in USD; None if a hosted model has no price."""
-        options = self.options
-        if options.input_price is None and options.output_price is None:
-            hosted = any(self.model_spec(purpose).startswith("openai/") for purpose in self.questions)
-            return None if hosted else 0.0
-        read, written = ledger.totals.prompt_tokens, ledger.totals.completion_tokens
-        return (read * (options.input_price or 0.0) + written * (options.output_price or 0.0)) / 1e6
+        options, totals = self.options, ledger.totals
+        hosted = any(self.model_spec(purpose).startswith("openai/") for purpose in self.questions)
+        tokens = (totals.prompt_tokens, totals.completion_tokens)
+        return cost_usd(*tokens, options.input_price, options.output_price, hosted=hosted)
 
 
 def _read_inputs(options: InferTracesOptions) -> _Plan:
     """Read and check all that can be checked before a model is asked."""
     from raters.corpora import find_corpus, load_corpus
+    from raters.drawing import work_order
     from raters.gold import default_method, gold_labels
     from raters.models import check_spec, prompt_family
-    from raters.observations import fit_observations, sampled
     from raters.prompts import load_prompt
-    from raters.questions import Question
-    from raters.sampling import work_order
-    from raters.scales import PairwiseScale
+    from raters.questions import Question, fit_to_corpus
+    from raters.runs import run_name
     from raters.splits import split_corpus
 
     corpus = load_corpus(find_corpus(options.corpus))
@@ -323,10 +326,8 @@ def _read_inputs(options: InferTracesOptions) -> _Plan:
         raise ConfigError(f"--prompt {options.prompt}: shows text, and embedded reads observations; give embedded/rate")
     observations = None
     if any("observations" in prompt.slots for prompt in loaded.values()):
-        training = range(len(corpus.item_ids)) if split is None else split.indices("train")
-        pair = dimension.scale.fields if isinstance(dimension.scale, PairwiseScale) else None
-        observations = fit_observations([corpus.item(training[i]).inputs for i in sampled(len(training))], pair)
-    name = corpus.name if len(corpus.dimensions) == 1 else f"{corpus.name}-{dimension.name}"
+        training = np.arange(len(corpus.item_ids)) if split is None else split.indices("train")
+        observations = fit_to_corpus(corpus, dimension.scale, training)
     return _Plan(
         options=options,
         corpus=corpus,
@@ -337,7 +338,7 @@ def _read_inputs(options: InferTracesOptions) -> _Plan:
         order=work_order(corpus, dimension.name, np.unique(labels.items), options.seed)[: options.limit],
         observations=observations,
         questions={name: Question(dimension, prompt, observations, _PURPOSES[name]) for name, prompt in loaded.items()},
-        out=Path(options.out) if options.out else Path("runs") / re.sub(r"[^\w.-]+", "_", name) / STAGE,
+        out=Path(options.out) if options.out else Path("runs") / run_name(corpus, dimension.name) / STAGE,
     )
 
 
@@ -357,15 +358,22 @@ def _check_options(options: InferTracesOptions, dimension: Dimension) -> None:
             f"--keep {options.keep} --strategy adaptive: adaptive stops at the first; give --strategy fixed"
         )
     if options.base_url and not any(
-        (spec or "").startswith("openai/") for spec in (options.model, options.escalate, options.rationalize)
+        (spec or "").startswith("openai/")
+        for spec in (options.model, options.escalate, options.rationalize, options.recover)
     ):
         raise ConfigError(f"--base-url {options.base_url}: is for openai/<name>, and no such model is asked for")
+    different = 2 if dimension.scale.type == "pairwise" else 1
+    if options.temperature == 0 and options.k > different:
+        raise ConfigError(
+            f"--temperature 0 --k {options.k}: at temperature 0 all draws of an item are the same; give --k {different}"
+        )
     if options.recover and not options.rationalize:
         raise ConfigError(f"--recover {options.recover}: is for --rationalize, which is not given; add it")
 
 
-def _check_continuation(options: InferTracesOptions, folder: RunFolder) -> None:
+def _check_continuation(plan: _Plan, folder: RunFolder) -> None:
     """Refuse to continue a run under options that would leave paid draws out or mix models."""
+    options = plan.options
     before = {"k": folder.previous.get("options", {}).get("k"), **folder.previous.get("second_chance", {})}
     for name in ("k", "second_k"):
         if (then := before.get(name)) is not None and getattr(options, name) < then:
@@ -373,8 +381,16 @@ def _check_continuation(options: InferTracesOptions, folder: RunFolder) -> None:
                 f"--out {folder.path}: was run with {name.replace('_', '-')} {then}, now {getattr(options, name)}, "
                 "which would leave draws out; give at least as many, another --out, or --new to start over"
             )
-    for name in SECOND_CHANCES:
-        then, now = before.get(name), getattr(options, name)
+    if (then := folder.previous.get("items", 0)) > len(plan.order):
+        raise ConfigError(
+            f"--out {folder.path}: was run on {then} items, now {len(plan.order)}, which would leave draws out; "
+            "give a --limit at least as large, another --out, or --new to start over"
+        )
+    for name in ("escalate", "rationalize", "recover", "prompts"):
+        then, now = before.get(name), _second_chance_now(plan)[name]
+        if name == "prompts" and then and now:
+            then = {purpose: sha256 for purpose, sha256 in then.items() if purpose in now}
+            now = {purpose: sha256 for purpose, sha256 in now.items() if purpose in then}
         if then is not None and now is not None and then != now:
             raise ConfigError(
                 f"--out {folder.path}: belongs to another run ({name} was {then}, now {now}); "
@@ -382,18 +398,26 @@ def _check_continuation(options: InferTracesOptions, folder: RunFolder) -> None:
             )
 
 
-def _second_chance(options: InferTracesOptions, folder: RunFolder) -> dict[str, Any]:
-    """Return which models a second chance has had, in this session or an earlier one, and how many draws."""
-    earlier = folder.previous.get("second_chance", {})
-    models = {name: getattr(options, name) or earlier.get(name) for name in SECOND_CHANCES}
-    used = options.escalate or options.rationalize
-    return {**models, "second_k": options.second_k if used else earlier.get("second_k")}
+def _second_chance_now(plan: _Plan) -> dict[str, Any]:
+    """Return the models and prompts of the second chances that are asked for now; None for those that are not."""
+    options = plan.options
+    recover = plan.model_spec("recovered") if options.rationalize else None
+    prompts = {purpose: question.prompt.sha256 for purpose, question in plan.questions.items() if purpose != "first"}
+    used = {name: getattr(options, name) for name in ("escalate", "rationalize")}
+    return {**used, "recover": recover, "prompts": prompts or None, "second_k": options.second_k if prompts else None}
+
+
+def _second_chance(plan: _Plan, folder: RunFolder) -> dict[str, Any]:
+    """Return which models and prompts second chances have had, in this session or an earlier one."""
+    earlier, now = folder.previous.get("second_chance", {}), _second_chance_now(plan)
+    merged = {name: value if value is not None else earlier.get(name) for name, value in now.items()}
+    return {**merged, "prompts": {**(earlier.get("prompts") or {}), **(now["prompts"] or {})} or None}
 
 
 def _begin(plan: _Plan, folder: RunFolder) -> None:
     """Make the folder, with what is known before the first draw."""
     manifest = plan.manifest(plan.empty_ledger(), "running", 0.0)
-    folder.create({**manifest, "second_chance": _second_chance(plan.options, folder)})
+    folder.create({**manifest, "second_chance": _second_chance(plan, folder)})
     if plan.split is not None:
         write_atomically(folder.path / "split.json", to_line(plan.split.as_record(plan.corpus)))
     if plan.observations is not None:
@@ -402,7 +426,7 @@ def _begin(plan: _Plan, folder: RunFolder) -> None:
 
 async def _draw(plan: _Plan, ledger: Ledger, journal: Journal, last: Record | None) -> bool:
     """Make the draws that are missing; return False if the user stopped it."""
-    from pipelines.screen import ProgressBar, say
+    from pipelines.screen import ProgressBar
     from raters.drawing import Source
     from raters.models import open_model
     from raters.sampling import Rationalizer, Sampler
@@ -432,41 +456,23 @@ async def _draw(plan: _Plan, ledger: Ledger, journal: Journal, last: Record | No
             rationalize=Rationalizer(source("rationalized"), source("recovered")) if options.rationalize else None,
             on_draw=lambda: bar.update(),
         )
-        before, began = sum(ledger.totals.draws.values()), time.monotonic()
+        totals = ledger.totals
+        text = progress_text(
+            lambda: sum(totals.draws.values()),
+            lambda: totals.prompt_tokens + totals.completion_tokens,
+            lambda: plan.cost(ledger),
+        )
+
+        full_rows = plan.sampling.full_rows(len(ledger.rows))
 
         def state() -> tuple[int, str]:
-            made = sum(ledger.totals.draws.values()) - before
-            cost = plan.cost(ledger)
-            return ledger.rows_done(sampler.options.strategy), ", ".join(
-                [
-                    f"accepted {100 * float((ledger.matched_draw >= 0).mean()):.1f} % of labels",
-                    f"{made / max(time.monotonic() - began, 1e-9):,.0f} draws/s",
-                    f"{ledger.totals.prompt_tokens + ledger.totals.completion_tokens:,} tokens",
-                    "cost unknown" if cost is None else f"${cost:,.2f}",
-                ]
-            )
+            accepted = 100 * float((ledger.matched_draw >= 0).mean())
+            return ledger.rows_done(full_rows), f"accepted {accepted:.1f} % of labels, {text()}"
 
         bar = ProgressBar(len(ledger.rows), state)
         if last is not None:
             sampler.complete_group(last)
-        work = asyncio.ensure_future(sampler.run())
-
-        def stop() -> None:
-            if sampler.pool.stopping:
-                work.cancel()
-            else:
-                sampler.pool.stopping = True
-                say("\nstopping after the draws in flight; Ctrl-C again to leave them")
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop)
-        try:
-            await work
-        except asyncio.CancelledError:
-            pass
-        finally:
-            bar.close()
-        return not sampler.pool.stopping
+        return await draw_until_done(sampler.pool, sampler.run(), bar)
     finally:
         for model in models.values():
             await model.close()
@@ -479,10 +485,12 @@ def _write_results(plan: _Plan, ledger: Ledger, folder: RunFolder) -> dict[str, 
 
     candidates, question = folder.path / "candidates.jsonl", plan.questions["first"]
     flagged: Counter[str] = Counter()
+    written = Counter[str]()
 
     def trace_lines() -> Iterator[bytes]:
         for trace in kept_traces(ledger, candidates, question, plan.options.keep):
             flagged.update(trace["flags"])
+            written["traces"] += 1
             yield to_line(trace)
 
     write_atomically(folder.path / "traces.jsonl", trace_lines())
@@ -496,10 +504,11 @@ def _write_results(plan: _Plan, ledger: Ledger, folder: RunFolder) -> dict[str, 
         "dropped_items": dict(plan.labels.dropped),
         "model": plan.options.model,
         **summarise(ledger, plan.sampling),
+        "traces": written["traces"],
         "flagged": dict(flagged),
     }
     if question.needs_observations:
-        summary["rules"] = telling_rules(ledger, candidates)
+        summary["rules"] = telling_rules(ledger, candidates, plan.sampling.tolerance)
     write_atomically(folder.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     plot_utilisation(summary, folder.path / "utilisation.svg", f"{plan.corpus.name}: {plan.dimension.name}")
     return summary
@@ -517,11 +526,6 @@ def _print_results(plan: _Plan, folder: RunFolder, summary: Mapping[str, Any]) -
             inputs = plan.corpus.item(places[trace["item_id"]]).inputs
             print("\n".join(trace_lines(trace, inputs)))
     print(f"\nWritten to {folder.path}: traces.jsonl, candidates.jsonl, unmatched.jsonl, summary.json, utilisation.svg")
-
-
-def _how_to_go_on(folder: RunFolder, ledger: Ledger) -> str:
-    made = sum(ledger.totals.draws.values())
-    return f"{made:,} draws are kept in {folder.path}; give the same command again to go on"
 
 
 if __name__ == "__main__":

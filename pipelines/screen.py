@@ -90,23 +90,26 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterable[str]:
     yield printable(f"  model {summary['model']}, {summary['strategy']} draws, labels: {summary['label_method']}")
     yield ""
     yield "Labels with an accepted draw, beside what permuted labels would get by chance (± 95 %)"
-    yield _row("draws for an item", [str(point["k"]) for point in points])
-    yield _row("people's labels", [percent(point["share"]) for point in points])
-    yield _row("permuted labels", [f"{100 * point['null']:.1f} ± {196 * point['null_sd']:.1f}" for point in points])
+    yield row("draws for an item", [str(point["k"]) for point in points])
+    yield row("people's labels", [percent(point["share"]) for point in points])
+    yield row("permuted labels", [_null_cell(point) for point in points])
+    if 0 < summary["null_items"] < summary["items"]:
+        rows = f"{summary['null_items']:,} items that got all {summary['k']}"
+        yield f"  (beyond one draw from the {rows}; see --null-items)"
     yield ""
-    yield f"Kept {kept:,} traces for {labels:,} labels ({percent(kept / labels)})"
+    yield f"Kept {summary['traces']:,} traces for {kept:,} of {labels:,} labels ({percent(kept / labels)})"
     by_chance = summary["kept_by_chance"]
     if len(by_chance) > 1:
         yield "  " + ", ".join(f"{chance}: {count:,}" for chance, count in by_chance.items())
     per_trace, fixed = summary["first_draws_per_kept_trace"], summary["fixed_k_draws_per_kept_trace"]
     if per_trace is not None:
-        yield f"  {per_trace:.1f} draws a kept trace, against {fixed:.1f} if every item had all {summary['k']}"
+        yield f"  {per_trace:.1f} draws a label matched, against {fixed:.1f} if every item had all {summary['k']}"
     made = sum(summary["draws"].values())
     yield f"  unreadable verdicts: {percent(summary['unreadable_share'], 2)} of {made:,} draws"
     agreement = summary["self_agreement"]
     if agreement["share"] is not None:
-        note = "; --strategy fixed gives a fair figure" if agreement["selected"] else ""
-        yield f"  two draws of one item agree: {percent(agreement['share'])} ({agreement['items']:,} items{note})"
+        rows = f"{agreement['items']:,} items with all draws"
+        yield f"  two draws of one item agree: {percent(agreement['share'])} ({rows})"
     if (position := summary["position"]) and position["chose_first_shown"] is not None:
         yield (
             f"  chose the text shown first: {percent(position['chose_first_shown'])} "
@@ -116,14 +119,15 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterable[str]:
     yield f"  doubtful traces (flagged, kept): {flags}"
     yield ""
     yield "Coverage, and whether kept traces are distributed as the labels are"
-    yield _row("label", [entry["label"] for entry in summary["coverage_by_label"]])
-    yield _row("labels", [f"{entry['labels']:,}" for entry in summary["coverage_by_label"]])
-    yield _row("of them kept", [percent(entry["coverage"]) for entry in summary["coverage_by_label"]])
-    yield _row("share of labels", [percent(entry["share_of_labels"]) for entry in summary["coverage_by_label"]])
-    yield _row("share of traces", [percent(entry["share_of_kept"]) for entry in summary["coverage_by_label"]])
-    yield _row("annotators", [entry["annotators"] for entry in summary["coverage_by_human_agreement"]])
-    yield _row("labels", [f"{entry['labels']:,}" for entry in summary["coverage_by_human_agreement"]])
-    yield _row("of them kept", [percent(entry["coverage"]) for entry in summary["coverage_by_human_agreement"]])
+    yield row("label", [entry["label"] for entry in summary["coverage_by_label"]])
+    yield row("labels", [f"{entry['labels']:,}" for entry in summary["coverage_by_label"]])
+    yield row("of them kept", [percent(entry["coverage"]) for entry in summary["coverage_by_label"]])
+    yield row("share of labels", [percent(entry["share_of_labels"]) for entry in summary["coverage_by_label"]])
+    yield row("share of traces", [percent(entry["share_of_kept"]) for entry in summary["coverage_by_label"]])
+    if bands := summary["coverage_by_human_agreement"]:
+        yield row("annotators", [entry["annotators"] for entry in bands])
+        yield row("labels", [f"{entry['labels']:,}" for entry in bands])
+        yield row("of them kept", [percent(entry["coverage"]) for entry in bands])
     unmatched = summary["unmatched"]
     if unmatched["labels"]:
         by_distance = unmatched["by_distance_of_nearest_verdict"]
@@ -137,5 +141,10 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterable[str]:
         yield "  " + (", ".join(f"{rule['rule']} (z {rule['z']:+.1f})" for rule in rules) or "none")
 
 
-def _row(name: str, cells: list[str]) -> str:
+def _null_cell(point: Mapping[str, Any]) -> str:
+    return "-" if point["null"] is None else f"{100 * point['null']:.1f} ± {196 * point['null_sd']:.1f}"
+
+
+def row(name: str, cells: list[str]) -> str:
+    """Return a line of a table: its name, and a cell a column."""
     return printable(f"  {name:<18}" + "".join(f"{cell:>16}" for cell in cells))

@@ -11,15 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from raters.records import DataError
+from raters.pairs import (
+    Floats,
+    Pairs,
+    mean_of,
+    midranks,
+    one_minus_ratio,
+    pairs_of,
+    ratio,
+    runs_of,
+    squared_deviations,
+    summed_by_code,
+)
 
-Floats = NDArray[np.float64]
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
 ScaleType = Literal["ordinal", "nominal", "interval", "pairwise"]
 
@@ -63,12 +71,9 @@ ALPHA_LEVELS: Mapping[str, Level] = {
 LOWER_IS_BETTER = frozenset({"mse", "mae"})
 
 _MEANS = frozenset({"mse", "mae", "exact_agreement", "within_one_step"})
-MOST_TABLE_VALUES = 64
-"""Up to so many distinct labels or verdicts tau-b is counted in tables; above, pair by pair or in as many bins."""
 _MOST_COMPARED_PAIRS = 3000
 """Up to so many distinct pairs tau-b compares each with each; the matrix of signs then takes 72 MB."""
 _ROUNDING = 1e-12
-"""A sum of squares below this share of its terms is 0: what is left of values that are all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +106,13 @@ def kendall_tau_b(weights: Floats, pairs: Pairs) -> Floats:
         Kendall 1945, Biometrika 33(3); ties as in scipy.stats.kendalltau.
     """
     labels, verdicts = pairs.label_margins(weights), pairs.verdict_margins(weights)
-    if max((labels.any(axis=0)).sum(), verdicts.any(axis=0).sum()) > MOST_TABLE_VALUES:
-        if len(pairs.counts) > _MOST_COMPARED_PAIRS:
-            return kendall_tau_b(weights, pairs.binned) + pairs.tau_lost_in_bins
+    if pairs.fit_tables:
+        ahead = _concordant_minus_discordant(weights, pairs)
+    elif len(pairs.counts) <= _MOST_COMPARED_PAIRS:
         ahead = ((weights @ pairs.signs) * weights).sum(axis=1) / 2
     else:
-        ahead = _concordant_minus_discordant(weights, pairs)
+        lost = pairs.exact_tau_b - kendall_tau_b(pairs.counts[None], pairs.binned)
+        return kendall_tau_b(weights, pairs.binned) + lost
     items = weights.sum(axis=1)
     untied = [(items**2 - (margins**2).sum(axis=1)) / 2 for margins in (labels, verdicts)]
     return ratio(ahead, np.sqrt(untied[0]) * np.sqrt(untied[1]))
@@ -125,7 +131,8 @@ def _concordant_minus_discordant(weights: Floats, pairs: Pairs) -> Floats:
     up_to = np.cumsum(above, axis=2)
     later = tables[:, 1:]
     smaller_less_greater = up_to + up_to - above - up_to[:, :, -1:]
-    return np.einsum("nij,nij->n", later, smaller_less_greater)
+    ahead: Floats = np.einsum("nij,nij->n", later, smaller_less_greater)
+    return ahead
 
 
 def spearman_rho(weights: Floats, pairs: Pairs) -> Floats:
@@ -236,11 +243,14 @@ def alpha_of_pairs(weights: Floats, pairs: Pairs, level: Level) -> Floats:
         differ = weights @ (pairs.labels != pairs.verdicts).astype(np.float64)
         return one_minus_ratio(2 * differ * (total - 1), total**2 - (margins**2).sum(axis=1))
     if level == "ratio":
-        raise DataError("alpha of pairs has no ratio level; use reliability.krippendorff_alpha")
+        above, below = np.subtract.outer(pairs.values, pairs.values), np.add.outer(pairs.values, pairs.values)
+        squared = np.divide(above, below, out=np.zeros_like(above), where=below != 0) ** 2
+        observed = weights @ squared[pairs.labels, pairs.verdicts]
+        return one_minus_ratio(2 * observed * (total - 1), np.einsum("nc,cd,nd->n", margins, squared, margins))
     values = midranks(margins) if level == "ordinal" else (pairs.values - pairs.values.mean())[None]
     gaps = values[:, pairs.labels] - values[:, pairs.verdicts]
-    expected = total * (margins * values**2).sum(axis=1) - (margins * values).sum(axis=1) ** 2
     size = total * (margins * values**2).sum(axis=1)
+    expected = size - (margins * values).sum(axis=1) ** 2
     expected = np.where(expected <= _ROUNDING * size, 0.0, expected)
     return one_minus_ratio((weights * gaps**2).sum(axis=1) * (total - 1), expected)
 

@@ -39,6 +39,7 @@ class Corpus:
         dimensions: By name.
         item_ids: In the order of items.jsonl; an item's index is its place here.
         groups: (items,) code of the item's group; items with the same inputs share one.
+        content: (items,) hash of the item's inputs; the same for the same texts in any corpus.
         annotator_ids: Everybody who labelled.
         sha256: Hash of each file read, by name.
     """
@@ -49,6 +50,7 @@ class Corpus:
     dimensions: Mapping[str, Dimension]
     item_ids: list[str]
     groups: NDArray[np.int64]
+    content: NDArray[np.int64]
     annotator_ids: list[str]
     sha256: Mapping[str, str]
     _offsets: NDArray[np.int64]
@@ -102,7 +104,7 @@ def find_corpus(name: str) -> Path:
         DataError: If there is no such folder.
     """
     folder = Path(name)
-    if not folder.exists() and name == DEMO:
+    if name == DEMO and not (folder / "corpus.yaml").exists():
         return resource_folder("data") / DEMO
     if not folder.is_dir():
         raise DataError(f"corpus {name}: no such folder; give one that holds corpus.yaml, or {DEMO!r}")
@@ -127,13 +129,15 @@ def load_corpus(folder: Path) -> Corpus:
     annotator_ids, tables, annotations_sha256 = read_annotations(
         annotations_path, settings.name, dimensions, items.index
     )
+    content = np.array(items.content, np.int64)
     return Corpus(
         folder=folder,
         name=settings.name,
         group_by=settings.group_by,
         dimensions=dimensions,
         item_ids=list(items.index),
-        groups=_join_groups(np.array(items.groups, np.int64), np.array(items.content, np.int64)),
+        groups=_join_groups(np.array(items.groups, np.int64), content),
+        content=content,
         annotator_ids=annotator_ids,
         sha256={
             "corpus.yaml": settings_sha256,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from raters.journal import Record, read_lines, sha256_of
 from raters.records import DataError, shown
@@ -35,7 +35,7 @@ class CorpusFile(BaseModel):
     """What corpus.yaml holds."""
 
     model_config = ConfigDict(extra="forbid")
-    name: StrictStr
+    name: StrictStr = Field(pattern=r"\S")
     group_by: StrictStr | None = None
     dimensions: dict[StrictStr, DimensionEntry]
 
@@ -163,6 +163,7 @@ def read_items(path: Path, settings: CorpusFile, dimensions: Mapping[str, Dimens
         for name, dimension in dimensions.items()
         if isinstance(dimension.scale, PairwiseScale)
     }
+    pairs = list(needed.values())
     for line_number, offset, record in read_lines(path, digest):
         where = f"corpus {settings.name}: items.jsonl line {line_number}"
         _check_keys(record, _ITEM_KEYS, _ITEM_KEYS - {"metadata"}, where)
@@ -187,10 +188,18 @@ def read_items(path: Path, settings: CorpusFile, dimensions: Mapping[str, Dimens
         items.groups.append(group_codes.setdefault(group, len(group_codes)))
         items.index[item_id] = len(items.index)
         items.offsets.append(offset)
-        content = json.dumps(inputs, sort_keys=True).encode()
+        content = json.dumps(_content(inputs, pairs), sort_keys=True).encode()
         items.content.append(int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True))
     items.sha256 = digest.hexdigest()
     return items
+
+
+def _content(inputs: Mapping[str, str], pairs: list[tuple[str, str]]) -> dict[str, str]:
+    """Return the texts of an item up to white space, and up to the order of the two texts of a pair."""
+    content = {name: " ".join(text.split()) for name, text in inputs.items()}
+    for first, second in pairs:
+        content[first], content[second] = sorted((content[first], content[second]))
+    return content
 
 
 def _group(record: Record, path: str, where: str) -> str:

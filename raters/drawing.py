@@ -13,6 +13,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
+import numpy as np
+from numpy.typing import NDArray
+
+from raters.corpora import Corpus
 from raters.models.protocol import Completion, Message, Model, SamplingSettings
 from raters.questions import Question
 from raters.records import Chance, JudgeseyeError, ModelAccessError, ModelRequestError
@@ -44,6 +48,12 @@ def draw_seed(run_seed: int, item_id: str, dimension: str, draw: int, chance: Ch
 def is_swapped(run_seed: int, item_id: str, dimension: str, draw: int) -> bool:
     """Return True if a draw for a pairwise item sees the two texts exchanged: every second draw of an item."""
     return (draw_seed(run_seed, item_id, dimension, 0) + draw) % 2 == 1
+
+
+def work_order(corpus: Corpus, dimension: str, items: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Return items in an order drawn from the seed, so that any first part of it is a fair sample."""
+    keys = np.array([draw_seed(seed, corpus.item_ids[item], dimension, -1) for item in items], np.int64)
+    return items[np.argsort(keys, kind="stable")]
 
 
 class DrawPool:

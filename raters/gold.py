@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raters.corpora import Corpus
 from raters.corpus_files import AnnotationTable
-from raters.records import ConfigError
-from raters.scales import IntervalScale, NominalScale, OrdinalScale, PairwiseScale
+from raters.records import ConfigError, Label
+from raters.scales import AnyScale, IntervalScale, NominalScale, OrdinalScale, PairwiseScale
 
+AggregateMethod = Literal["mean", "median", "majority"]
 GoldMethod = Literal["median", "majority", "mean", "paper", "per-annotator"]
-GOLD_METHODS: tuple[GoldMethod, ...] = get_args(GoldMethod)
 AGGREGATED = -1
 """Stands in `LabelTable.annotators` for a label that nobody gave alone."""
 
@@ -23,8 +23,6 @@ MAX_PAPER_DEVIATION = 1.0
 """Items above this human standard deviation are dropped by `paper` (Zhang et al. 2026, section on data)."""
 
 _ROUNDING = 1e-12
-
-_AnyScale = OrdinalScale | NominalScale | PairwiseScale | IntervalScale
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,43 @@ class LabelTable:
         return len(self.items)
 
 
-def default_method(scale: _AnyScale) -> GoldMethod:
+def aggregate_draws(numbers: NDArray[np.float64], method: AggregateMethod, scale: AnyScale) -> float | None:
+    """Return several verdicts of one rater on one item as one quantity (see `scales.value`); None if none is readable.
+
+    `mean` and `median` are not rounded to the scale; of equally frequent verdicts `majority` takes the one drawn
+    first.
+
+    Args:
+        numbers: (draws,) verdicts as the scale's numbers, nan where unreadable, in the order drawn.
+        method: How.
+        scale: What the numbers mean.
+
+    Raises:
+        ConfigError: If the scale lacks the order that the method needs.
+    """
+    if method != "majority" and isinstance(scale, NominalScale | PairwiseScale):
+        raise ConfigError(f"aggregate {method}: scale {scale} has no order; use majority")
+    readable = numbers[np.isfinite(numbers)]
+    if not len(readable):
+        return None
+    if method == "majority":
+        found, first, counts = np.unique(readable, return_index=True, return_counts=True)
+        best = counts == counts.max()
+        return float(_values(found[best][np.argmin(first[best])][None], scale)[0])
+    values = _values(readable, scale)
+    return float(values.mean() if method == "mean" else np.median(values))
+
+
+def nearest_label(value: float, scale: AnyScale) -> Label:
+    """Return the label nearest to a quantity, the higher one of two as near."""
+    if isinstance(scale, IntervalScale):
+        return float(value)
+    values = _values(np.arange(float(len(scale.labels))), scale)
+    distances = np.abs(values - value)
+    return scale.labels[int(np.flatnonzero(distances <= distances.min() + _ROUNDING)[-1])]
+
+
+def default_method(scale: AnyScale) -> GoldMethod:
     """Return the method for a scale if none is asked for."""
     if isinstance(scale, OrdinalScale):
         return "median"
@@ -129,11 +163,11 @@ def _nonzero(dropped: Mapping[str, int]) -> dict[str, int]:
 _Aggregated = tuple[float | None, str]
 
 
-def _values(numbers: NDArray[np.float64], scale: _AnyScale) -> NDArray[np.float64]:
+def _values(numbers: NDArray[np.float64], scale: AnyScale) -> NDArray[np.float64]:
     return np.array([scale.value(scale.label(number)) for number in numbers])
 
 
-def _median(numbers: NDArray[np.float64], scale: _AnyScale) -> _Aggregated:
+def _median(numbers: NDArray[np.float64], scale: AnyScale) -> _Aggregated:
     ordered = np.sort(numbers)
     low, high = float(ordered[(len(ordered) - 1) // 2]), float(ordered[len(ordered) // 2])
     if low == high:
@@ -147,28 +181,26 @@ def _median(numbers: NDArray[np.float64], scale: _AnyScale) -> _Aggregated:
     return low + float(nearest[np.flatnonzero(from_mean <= from_mean.min() + _ROUNDING)[0]]), ""
 
 
-def _majority(numbers: NDArray[np.float64], scale: _AnyScale) -> _Aggregated:
+def _majority(numbers: NDArray[np.float64], scale: AnyScale) -> _Aggregated:
     found, counts = np.unique(numbers, return_counts=True)
     best = found[counts == counts.max()]
     return (float(best[0]), "") if len(best) == 1 else (None, "no majority")
 
 
-def _mean(numbers: NDArray[np.float64], scale: _AnyScale) -> _Aggregated:
+def _mean(numbers: NDArray[np.float64], scale: AnyScale) -> _Aggregated:
     mean = float(_values(numbers, scale).mean())
     if isinstance(scale, IntervalScale):
         return mean, ""
-    values = _values(np.arange(float(len(scale.labels))), scale)
-    distances = np.abs(values - mean)
-    return float(np.flatnonzero(distances <= distances.min() + _ROUNDING)[-1]), ""
+    return scale.number(nearest_label(mean, scale)), ""
 
 
-def _paper(numbers: NDArray[np.float64], scale: _AnyScale) -> _Aggregated:
+def _paper(numbers: NDArray[np.float64], scale: AnyScale) -> _Aggregated:
     if float(_values(numbers, scale).std()) > MAX_PAPER_DEVIATION:
         return None, f"human standard deviation above {MAX_PAPER_DEVIATION}"
     return _median(numbers, scale)
 
 
-_AGGREGATES: Mapping[str, Callable[[NDArray[np.float64], _AnyScale], _Aggregated]] = {
+_AGGREGATES: Mapping[str, Callable[[NDArray[np.float64], AnyScale], _Aggregated]] = {
     "median": _median,
     "majority": _majority,
     "mean": _mean,

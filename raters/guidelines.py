@@ -40,41 +40,36 @@ class RuleContrast:
         return f"{self.observation} {'helps' if self.z > 0 else 'hurts'}"
 
 
-def contrast_rules(draws: Iterable[tuple[int, str, bool]], items: int) -> list[RuleContrast]:
+def contrast_rules(draws: Iterable[tuple[int, str, bool, float]], items: int) -> list[RuleContrast]:
     """Return the contrast of each guessed observation, strongest first.
 
-    With s = +1 or -1 for the guessed direction, a = 1 or 0 for acceptance and m the mean of a over all draws, an item
-    contributes d_i = sum of s (a - m) over its draws that guessed the observation, and z = sum d_i / sqrt(sum d_i^2),
-    the cluster-robust score test (Liang and Zeger 1986) of no association.
+    With s = +1 or -1 for the guessed direction, a = 1 or 0 for acceptance and e the chance of acceptance that the
+    draw's verdict has anyway (how frequent its label is), an item contributes d_i = sum of s (a - e) over its draws
+    that guessed the observation, and z = sum d_i / sqrt(sum d_i^2), the cluster-robust score test (Liang and Zeger
+    1986) of no association. Without e, a rule that pushes verdicts towards a frequent label would seem to be true.
 
     Args:
-        draws: (place of the item, trace, accepted) of each draw; traces in other words have no rules.
+        draws: (place of the item, trace, accepted, e) of each draw; traces in other words have no rules.
         items: How many places there are.
     """
-    with_acceptance: dict[str, NDArray[np.int32]] = {}
-    signs: dict[str, NDArray[np.int32]] = {}
-    counts: dict[str, int] = {}
+    contributions: dict[str, NDArray[np.float32]] = {}
     seen: dict[str, NDArray[np.bool_]] = {}
-    accepted_draws = all_draws = 0
-    for place, trace, accepted in draws:
-        all_draws += 1
-        accepted_draws += accepted
+    counts: dict[str, int] = {}
+    for place, trace, accepted, expected in draws:
         for step in read_steps(trace):
             name = step.rule.observation
             if not step.rule.guessed or step.change == 0:
                 continue
             if name not in counts:
-                with_acceptance[name], signs[name] = np.zeros(items, np.int32), np.zeros(items, np.int32)
-                counts[name], seen[name] = 0, np.zeros(items, bool)
-            with_acceptance[name][place] += step.rule.sign * accepted
-            signs[name][place] += step.rule.sign
-            counts[name] += 1
+                contributions[name], seen[name] = np.zeros(items, np.float32), np.zeros(items, bool)
+                counts[name] = 0
+            contributions[name][place] += step.rule.sign * (accepted - expected)
             seen[name][place] = True
-    mean = accepted_draws / max(all_draws, 1)
+            counts[name] += 1
     contrasts = []
     for name, count in counts.items():
-        contributions = with_acceptance[name] - mean * signs[name]
-        spread = float(np.sqrt(np.square(contributions).sum()))
-        z = float(contributions.sum()) / spread if spread else 0.0
+        values = contributions[name].astype(np.float64)
+        spread = float(np.sqrt(np.square(values).sum()))
+        z = float(values.sum()) / spread if spread else 0.0
         contrasts.append(RuleContrast(name, z, count, int(seen[name].sum())))
     return sorted(contrasts, key=lambda contrast: (-abs(contrast.z), contrast.observation))

@@ -17,7 +17,7 @@ from raters.corpora import Corpus
 from raters.corpus_files import Dimension
 from raters.gold import AGGREGATED, LabelTable
 from raters.journal import Record
-from raters.records import Chance, DataError, Strategy, shown
+from raters.records import Chance, DataError, shown
 
 UNDRAWN = -np.inf
 """In `Ledger.numbers`: this draw was not made."""
@@ -113,12 +113,15 @@ class Ledger:
         """Return the units of a row that no draw has agreed with yet."""
         return [unit for unit in self.units(row) if self.matched_draw[unit] < 0]
 
-    def draws_needed(self, row: int, chance: Chance) -> int:
+    def draws_needed(self, row: int, chance: Chance, full_rows: int = 0) -> int:
         """Return how many draws of a chance bring each unit of a row to its first acceptance; all if one has none.
 
         A unit that an earlier chance has matched needs none, one that only a later chance has matched needs all.
+        The first `full_rows` rows need all first draws.
         """
         rank, most = CHANCES.index(chance), self.numbers[chance].shape[1]
+        if rank == 0 and row < full_rows:
+            return most
         return max(
             most
             if self.matched_draw[unit] < 0 or self.matched_chance[unit] > rank
@@ -132,19 +135,19 @@ class Ledger:
         """Return the draws of a row (of a unit, if rationalized) that were not made yet, ascending."""
         return [int(draw) for draw in np.flatnonzero(self.numbers[chance][place] == UNDRAWN)]
 
-    def rows_done(self, strategy: Strategy) -> int:
-        """Return the number of rows that need no further first draw."""
+    def rows_done(self, full_rows: int) -> int:
+        """Return the number of rows that need no further first draw, the first `full_rows` of them needing all."""
         undrawn = self.numbers["first"] == UNDRAWN
         most = undrawn.shape[1]
         made = np.where(undrawn.any(axis=1), undrawn.argmax(axis=1), most)
-        if strategy == "fixed":
-            return int((made == most).sum())
         by_unit = np.where((self.matched_draw >= 0) & (self.matched_chance == 0), self.matched_draw + 1, most)
-        return int((made >= np.maximum.reduceat(by_unit, self._starts[:-1])).sum())
+        needed = np.maximum.reduceat(by_unit, self._starts[:-1])
+        needed[:full_rows] = most
+        return int((made >= needed).sum())
 
-    def has_work(self, strategy: Strategy) -> bool:
+    def has_work(self, full_rows: int) -> bool:
         """Return True if a draw is still to be made, of any chance."""
-        if self.rows_done(strategy) < len(self.rows):
+        if self.rows_done(full_rows) < len(self.rows):
             return True
         open_units = self.matched_draw < 0
         return any(
@@ -207,10 +210,19 @@ class Ledger:
 
     def _reenter(self, record: Record, row: int | None, offset: int) -> None:
         chance, draw = record["chance"], record["draw"]
+        if chance not in CHANCES or type(draw) is not int or draw < 0 or type(record["accepted"]) is not bool:
+            raise ValueError(f"chance {chance!r}, draw {draw!r}, accepted {record['accepted']!r}")
+        if not all(isinstance(record[name], str) for name in ("trace", "answer", "finish_reason")):
+            raise TypeError("trace, answer or finish_reason is not text")
         if row is None or chance not in self.numbers or draw >= self.numbers[chance].shape[1]:
             return
+        scale = self.dimension.scale
+        if record["verdict"] is not None:
+            scale.canonical(record["verdict"])
         for unit in self.units(row):
             if self.annotator_id(unit) == record["annotator_id"]:
+                if scale.number(scale.canonical(record["label"])) != self.unit_numbers[unit]:
+                    raise ValueError(f"label {record['label']!r} is not the corpus's")
                 self.enter(record, unit if chance == "rationalized" else row, unit, offset)
 
     def _count(self, record: Record) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from raters.guidelines import SIGNIFICANT_Z, contrast_rules
 from raters.journal import Record, read_at, read_lines
 from raters.ledger import UNDRAWN, Ledger
 from raters.questions import Question
+from raters.records import Label
 from raters.traces import most_different, training_record
 from raters.utilisation import nearest_verdict
 
@@ -67,11 +69,20 @@ def unmatched_labels(ledger: Ledger) -> Iterator[Record]:
         }
 
 
-def telling_rules(ledger: Ledger, candidates: Path) -> list[dict[str, Any]]:
+def telling_rules(ledger: Ledger, candidates: Path, tolerance: float) -> list[dict[str, Any]]:
     """Return the guessed rules that tell accepted first draws from rejected ones, if traces are in that grammar."""
+    scale = ledger.dimension.scale
     places = {ledger.corpus.item_ids[item]: row for row, item in enumerate(ledger.rows)}
+
+    @cache
+    def expected(verdict: Label | None) -> float:
+        """Return how frequent labels are that a verdict would agree with."""
+        if verdict is None:
+            return 0.0
+        return float((np.abs(ledger.unit_numbers - scale.number(verdict)) <= tolerance + 1e-9).mean())
+
     draws = (
-        (places[record["item_id"]], record["trace"], record["accepted"])
+        (places[record["item_id"]], record["trace"], record["accepted"], expected(record["verdict"]))
         for _, _, record in read_lines(candidates)
         if record["chance"] == "first" and record["item_id"] in places
     )

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from raters.records import DataError
 
 Floats = NDArray[np.float64]
-Codes = Codes
+Codes = NDArray[np.int64]
 
 MOST_TABLE_VALUES = 64
 """Up to so many distinct labels and verdicts figures may be counted in tables, and so many bins stand for more."""
+
+_ROUNDING = 1e-12
+"""A sum of squares below this share of its terms is 0: what rounding leaves of values that are all the same."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +40,27 @@ class Pairs:
     counts: Floats
 
     @cached_property
-    def _label_groups(self) -> tuple[Codes, Codes, Codes]:
+    def _label_runs(self) -> tuple[Codes, Codes, Codes]:
         return runs_of(self.labels)
 
     @cached_property
-    def _verdict_groups(self) -> tuple[Codes, Codes, Codes]:
+    def _verdict_runs(self) -> tuple[Codes, Codes, Codes]:
         return runs_of(self.verdicts)
 
     def label_margins(self, weights: Floats) -> Floats:
         """Return (n, values) how often each label occurs."""
-        return summed_by_code(weights, self._label_groups, len(self.numbers))
+        return summed_by_code(weights, self._label_runs, len(self.numbers))
 
     def verdict_margins(self, weights: Floats) -> Floats:
         """Return (n, values) how often each verdict occurs."""
-        return summed_by_code(weights, self._verdict_groups, len(self.numbers))
+        return summed_by_code(weights, self._verdict_runs, len(self.numbers))
 
     @cached_property
     def signs(self) -> Floats:
         """(pairs, pairs) +1 where two pairs are in the same order on both sides, -1 in opposite order, 0 if tied."""
-        by_label = np.sign(self.labels[:, None] - self.labels[None, :])
-        return (by_label * np.sign(self.verdicts[:, None] - self.verdicts[None, :])).astype(np.float64)
+        by_label = np.sign(np.subtract.outer(self.labels, self.labels))
+        signs: Floats = (by_label * np.sign(np.subtract.outer(self.verdicts, self.verdicts))).astype(np.float64)
+        return signs
 
     @cached_property
     def binned(self) -> Pairs:
@@ -72,18 +76,25 @@ class Pairs:
         return Pairs(numbers, numbers, sides[0], sides[1], self.counts)
 
     @cached_property
-    def tau_lost_in_bins(self) -> float:
-        """Tau-b of all items minus the one of their bins."""
+    def exact_tau_b(self) -> float:
+        """Kendall's tau-b of all items, in O(n log n)."""
         from scipy.stats import kendalltau
 
         times = self.counts.astype(np.int64)
-        exact = kendalltau(np.repeat(self.labels, times), np.repeat(self.verdicts, times)).statistic
-        return float(exact - kendall_tau_b(self.counts[None], self.binned)[0])
+        return float(kendalltau(np.repeat(self.labels, times), np.repeat(self.verdicts, times)).statistic)
+
+    @cached_property
+    def fit_tables(self) -> bool:
+        """Whether labels and verdicts are few enough to be counted in tables."""
+        most = max(len(self._label_runs[2]), len(self._verdict_runs[2]))
+        return most <= MOST_TABLE_VALUES
+
+    def subset(self, chosen: Codes) -> Pairs:
+        """Return some of the pairs, with the same values."""
+        return Pairs(self.numbers, self.values, self.labels[chosen], self.verdicts[chosen], self.counts[chosen])
 
 
-def pairs_of(
-    labels: Floats, verdicts: Floats, values: Sequence[float] | Floats | None = None
-) -> tuple[Pairs, Codes]:
+def pairs_of(labels: Floats, verdicts: Floats, values: Sequence[float] | Floats | None = None) -> tuple[Pairs, Codes]:
     """Return the distinct pairs of some items, and which pair each item has.
 
     Args:
@@ -100,6 +111,7 @@ def pairs_of(
     """
     if len(labels) != len(verdicts):
         raise DataError(f"{len(labels)} labels beside {len(verdicts)} verdicts; give one of each for an item")
+    labels, verdicts = np.asarray(labels, np.float64), np.asarray(verdicts, np.float64)
     complete = np.flatnonzero(np.isfinite(labels) & np.isfinite(verdicts))
     both = np.concatenate([labels[complete], verdicts[complete]])
     numbers, codes = np.unique(both, return_inverse=True)
@@ -120,11 +132,9 @@ def runs_of(codes: Codes) -> tuple[Codes, Codes, Codes]:
     return order, starts, ordered[starts]
 
 
-def summed_by_code(
-    weights: Floats, groups: tuple[Codes, Codes, Codes], width: int
-) -> Floats:
+def summed_by_code(weights: Floats, runs: tuple[Codes, Codes, Codes], width: int) -> Floats:
     """Return (n, width) the weights of (n, pairs) summed over pairs of the same code."""
-    order, starts, codes = groups
+    order, starts, codes = runs
     margins = np.zeros((len(weights), width))
     if len(starts):
         margins[:, codes] = np.add.reduceat(weights[:, order], starts, axis=1)
@@ -133,7 +143,8 @@ def summed_by_code(
 
 def _quantile_bins(margins: Floats, codes: Codes) -> Codes:
     middle = np.cumsum(margins) - margins / 2
-    return np.minimum(middle / margins.sum() * MOST_TABLE_VALUES, MOST_TABLE_VALUES - 1).astype(np.int64)[codes]
+    bins: Codes = np.minimum(middle / margins.sum() * MOST_TABLE_VALUES, MOST_TABLE_VALUES - 1).astype(np.int64)
+    return bins[codes]
 
 
 def midranks(margins: Floats) -> Floats:
@@ -149,12 +160,17 @@ def squared_deviations(weights: Floats, values: Floats, items: Floats) -> Floats
 
 
 def mean_of(weights: Floats, values: Floats) -> Floats:
+    """Return (n,) weighted means; nan where nothing has weight."""
     return ratio(weights @ values, weights.sum(axis=1))
 
 
 def ratio(above: Floats, below: Floats) -> Floats:
-    return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+    """Return (n,) quotients; nan where the denominator is not above 0."""
+    quotients = np.full(above.shape, np.nan)
+    np.divide(above, below, out=quotients, where=below > 0)
+    return quotients
 
 
 def one_minus_ratio(observed: Floats, expected: Floats) -> Floats:
+    """Return (n,) one minus quotients; nan where the denominator is not above 0."""
     return 1 - ratio(observed, expected)

@@ -34,11 +34,13 @@ class Prompt:
         name: As it was asked for.
         slots: Names that `fill` needs, all and no others.
         sha256: Hash of the template's text.
+        text: The template.
     """
 
     name: str
     slots: frozenset[str]
     sha256: str
+    text: str
     _template: Template
 
     def fill(self, **values: Any) -> str:
@@ -76,15 +78,27 @@ def load_prompt(name: str) -> Prompt:
     if not path.is_file():
         known = ", ".join(sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.md")))
         raise ConfigError(f"prompt {name!r}: no such prompt; give a .md file or one of: {known}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"prompt {path}: {error}; mend the template") from error
+    return prompt_from_text(name, text)
+
+
+def prompt_from_text(name: str, text: str) -> Prompt:
+    """Return the prompt whose template is `text`; `name` is for messages and records.
+
+    Raises:
+        ConfigError: If its syntax is broken.
+    """
     environment = SandboxedEnvironment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
     try:
-        source = path.read_text(encoding="utf-8")
-        slots = meta.find_undeclared_variables(environment.parse(source))
-        return Prompt(name, frozenset(slots), sha256_of(source), environment.from_string(source))
-    except (OSError, UnicodeDecodeError, TemplateError) as error:
-        raise ConfigError(f"prompt {path}: {error}; mend the template") from error
+        slots = meta.find_undeclared_variables(environment.parse(text))
+        return Prompt(name, frozenset(slots), sha256_of(text), text, environment.from_string(text))
+    except (TemplateError, RecursionError) as error:
+        raise ConfigError(f"prompt {name}: {error}; mend the template") from error
 
 
 def harmless(text: str) -> str:

@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from raters.corpora import Corpus
 from raters.corpus_files import Dimension
 from raters.models.embedded import render_ladder, rule_lines
 from raters.models.protocol import Message
-from raters.observations import Observations, render_levels
+from raters.observations import Observations, fit_observations, render_levels, sampled
 from raters.prompts import Prompt, harmless
 from raters.records import ConfigError, Item, Label
-from raters.scales import PairwiseScale
+from raters.scales import AnyScale, PairwiseScale
 
 Purpose = Literal["rate", "rationalize", "recover"]
 _TEXT = frozenset({"guideline", "labels", "fields"})
@@ -28,6 +32,12 @@ _SLOTS: Mapping[Purpose, tuple[frozenset[str], ...]] = {
     "recover": (frozenset({"guideline", "labels", "reasoning"}), frozenset({"rules", "ladder", "reasoning"})),
 }
 """Slots that a prompt for a purpose has, all and no others: for language models, or for the rule reader."""
+
+
+def fit_to_corpus(corpus: Corpus, scale: AnyScale, items: NDArray[np.int64]) -> Observations:
+    """Return observations fitted on items of a corpus, by index; on an evenly spaced sample if they are many."""
+    pair = scale.fields if isinstance(scale, PairwiseScale) else None
+    return fit_observations([corpus.item(int(items[place])).inputs for place in sampled(len(items))], pair)
 
 
 @dataclass(frozen=True)

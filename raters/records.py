@@ -1,4 +1,4 @@
-"""What the library passes around: items, annotations, candidates, and the errors it raises.
+"""What the library passes around: items, candidates, and the errors it raises.
 
 The words are those of the project's vocabulary: a *label* is a person's value on a scale, a *verdict*
 a model's; a *candidate* is the record of one draw; the reasoning of an accepted candidate is a *trace*.
@@ -85,16 +85,6 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Annotation:
-    """One person's label for one item on one dimension."""
-
-    item_id: str
-    annotator_id: str
-    dimension: str
-    label: Label
-
-
-@dataclass(frozen=True, slots=True)
 class Candidate:
     """One draw of a model for an item: its reasoning, and the verdict it reached.
 
@@ -118,7 +108,7 @@ class Candidate:
         verdict: Label the model reached, on the dimension's scale; None if unreadable.
         label: The person's label on the same scale; None if the item has none.
         accepted: True if verdict and label agree.
-        flags: What makes the trace doubtful although its verdict agrees (see sampling.trace_flags).
+        flags: What makes the trace doubtful although its verdict agrees (see traces.trace_flags).
         finish_reason: `stop`, `length`, or what the model's server said.
         prompt_tokens: Tokens read; None if the server does not count.
         completion_tokens: Tokens written, reasoning included; None if the server does not count.

@@ -11,12 +11,14 @@ import fcntl
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from raters.corpora import Corpus
 from raters.journal import write_atomically
 from raters.records import ConfigError
 
@@ -140,6 +142,12 @@ class RunFolder:
                 f"--out {self.path}: belongs to another run ({'; '.join(differences)}); "
                 "give another --out, or --new to start over (the old run is kept beside it)"
             )
+
+
+def run_name(corpus: Corpus, dimension: str) -> str:
+    """Return the name of the folder of runs over a dimension of a corpus, safe as a file's name."""
+    name = corpus.name if len(corpus.dimensions) == 1 else f"{corpus.name}-{dimension}"
+    return re.sub(r"[^\w.-]+", "_", name).strip(".") or "corpus"
 
 
 def versions() -> dict[str, str]:

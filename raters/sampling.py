@@ -12,16 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
-from raters.corpora import Corpus
 from raters.drawing import REFUSED, DrawPool, Job, Source, draw_seed, is_swapped
 from raters.journal import Journal, Record
 from raters.ledger import CHANCES, Ledger
 from raters.models.protocol import Completion, Message, SamplingSettings
 from raters.records import Candidate, Chance, Label, Mode, Strategy
-from raters.scales import PairwiseScale, listed_labels
+from raters.scales import PairwiseScale
 from raters.traces import strip_ratings, trace_flags, trace_of
 
 
@@ -35,6 +31,7 @@ class SamplingOptions:
         tolerance: How far a verdict may be from the label, in the scale's unit.
         settings: Temperature, top-p, most tokens.
         concurrency: Items in work at once (`adaptive`), draws in flight (`fixed`).
+        null_rows: Rows of an adaptive run that get all draws all the same, so that chance can be measured on them.
     """
 
     strategy: Strategy = "adaptive"
@@ -42,6 +39,11 @@ class SamplingOptions:
     tolerance: float = 0.0
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     concurrency: int = 32
+    null_rows: int = 0
+
+    def full_rows(self, rows: int) -> int:
+        """Return how many of the first rows get all their draws."""
+        return rows if self.strategy == "fixed" else min(self.null_rows, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +69,6 @@ class _Draw:
     trace: str
     verdict: Label | None
     seconds: float
-
-
-def work_order(corpus: Corpus, dimension: str, items: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Return items in an order drawn from the seed, so that any first part of it is a fair sample."""
-    keys = np.array([draw_seed(seed, corpus.item_ids[item], dimension, -1) for item in items], np.int64)
-    return items[np.argsort(keys, kind="stable")]
 
 
 class Sampler:
@@ -112,6 +108,7 @@ class Sampler:
             "rationalized": rationalize.explain if rationalize else None,
         }
         answered = {asked.model.spec for chance, asked in sources.items() if asked and ledger.totals.draws[chance] > 0}
+        self._full_rows = options.full_rows(len(ledger.rows))
         self.pool = DrawPool(options.settings, options.concurrency, answered)
         self._askers: OrderedDict[tuple[int, int], Callable[..., list[Message]]] = OrderedDict()
 
@@ -123,9 +120,9 @@ class Sampler:
             ModelError: A model failed after its retries. What arrived before is in the journal.
         """
         rows = range(len(self.ledger.rows))
-        await self.pool.work(self._inferences("first", self.source, rows, self.options.strategy))
+        await self.pool.work(self._inferences("first", self.source, rows))
         if self.escalate is not None:
-            await self.pool.work(self._inferences("escalated", self.escalate, self._open_rows(), "adaptive"))
+            await self.pool.work(self._inferences("escalated", self.escalate, self._open_rows()))
         if self.rationalize is not None:
             await self.pool.work(self._rationalizations(self.rationalize, self._open_rows()))
         self.pool.settle(any_answer=bool(self.ledger.totals.draws))
@@ -138,7 +135,10 @@ class Sampler:
         """
         ledger, item_ids, scale = self.ledger, self.ledger.corpus.item_ids, self.ledger.dimension.scale
         row = next((row for row, item in enumerate(ledger.rows) if item_ids[item] == last["item_id"]), None)
-        if row is None or last["chance"] == "rationalized" or last["annotator_id"] is None:
+        shared = last["chance"] in ("first", "escalated") and last["chance"] in ledger.numbers
+        if row is None or last["annotator_id"] is None or not shared:
+            return
+        if last["draw"] >= ledger.numbers[last["chance"]].shape[1]:
             return
         # Lines of a draw stand in the order of units, so what was cut off comes after the last one.
         written = next(unit for unit in ledger.units(row) if ledger.annotator_id(unit) == last["annotator_id"])
@@ -155,15 +155,18 @@ class Sampler:
     def _open_rows(self) -> list[int]:
         return [row for row in range(len(self.ledger.rows)) if self.ledger.unmatched(row)]
 
-    def _inferences(self, chance: Chance, source: Source, rows: Iterable[int], strategy: Strategy) -> Iterator[Job]:
+    def _inferences(self, chance: Chance, source: Source, rows: Iterable[int]) -> Iterator[Job]:
         """Yield the jobs of a chance: a row each if it may stop early, else a draw each."""
         for row in rows:
             missing = self.ledger.missing(chance, row)
-            if strategy == "fixed":
+            if self._is_full(chance, row):
                 for draw in missing:
                     yield partial(self._infer, chance, source, row, draw)
             elif missing and missing[0] < self.ledger.draws_needed(row, chance):
                 yield partial(self._infer_until_matched, chance, source, row, missing)
+
+    def _is_full(self, chance: Chance, row: int) -> bool:
+        return chance == "first" and row < self._full_rows
 
     async def _infer_until_matched(self, chance: Chance, source: Source, row: int, draws: Sequence[int]) -> None:
         for draw in draws:
@@ -192,7 +195,7 @@ class Sampler:
     def _concerned(self, chance: Chance, row: int, draw: int) -> Sequence[int]:
         """Return the units that a draw is held against: all of the row, or those without a match before it."""
         ledger = self.ledger
-        if chance == "first" and self.options.strategy == "fixed":
+        if self._is_full(chance, row):
             return ledger.units(row)
         rank = CHANCES.index(chance)
         return [
@@ -222,7 +225,7 @@ class Sampler:
             explained, seconds = await self.pool.ask(explain, self._asker(explain, row)(label=label), seed)
             trace, verdict = "", None
             if explained.finish_reason != REFUSED:
-                trace = strip_ratings(trace_of(explained), listed_labels(scale))
+                trace = strip_ratings(trace_of(explained), scale)
             if trace:
                 recovered, more_seconds = await self.pool.ask(recover, recover.question.about_reasoning(trace), seed)
                 verdict = None if recovered.finish_reason == REFUSED else scale.read_verdict(recovered.text)

@@ -256,6 +256,7 @@ class IntervalScale(_Scale):
         return f"{self.min}..{self.max}"
 
 
+AnyScale = OrdinalScale | NominalScale | PairwiseScale | IntervalScale
 Scale = Annotated[OrdinalScale | NominalScale | PairwiseScale | IntervalScale, Field(discriminator="type")]
 
 SCALE_TYPES = ("ordinal", "nominal", "interval", "pairwise")

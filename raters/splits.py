@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from raters.corpora import Corpus
 from raters.records import ConfigError
 
 SplitName = Literal["train", "dev", "test", "all"]
-SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
 PARTS: tuple[SplitName, ...] = ("train", "dev", "test")
 SHARES = (0.70, 0.15, 0.15)
 

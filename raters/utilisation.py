@@ -7,6 +7,7 @@ labels.
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raters.drawing import is_swapped
+from raters.journal import write_atomically
 from raters.ledger import CHANCES, UNDRAWN, Ledger
 from raters.models.protocol import one_line
 from raters.sampling import SamplingOptions
-from raters.scales import PairwiseScale, listed_labels
+from raters.scales import IntervalScale, PairwiseScale, listed_labels
 
 DRAW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 _MOST_NULL_LABELS = 101
@@ -41,42 +43,58 @@ def utilisation(matched_draw: NDArray[np.int64], k: int) -> float:
 
 def shuffled_label_null(
     numbers: NDArray[np.float64],
-    unit_rows: NDArray[np.int64],
+    weights: NDArray[np.float64],
     unit_numbers: NDArray[np.float64],
     tolerance: float,
-) -> NDArray[np.float64]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the utilisation at 1 .. k draws that permuted labels would have, the mean over all permutations.
 
-    A permuted label is one of all labels with the frequency it has. When every row has all its draws, its share of
-    rows in which it comes up within k draws is counted. A row that stopped at its own match is censored there:
-    the share is then Kaplan and Meier's, which takes censored rows to go on as the others do.
+    A permuted label is one of all labels with the frequency it has, whatever the item. So a row contributes the
+    frequency of the labels that come up in its first 1 .. k draws. Only rows that have all their draws can tell:
+    a row that stopped at its own match would count what was easy as though it were short of draws.
 
     Args:
-        numbers: (rows, k) verdicts as numbers; UNDRAWN beyond the last draw of a row, nan if unreadable.
-        unit_rows: (units,) row of each label.
-        unit_numbers: (units,) label as a number.
+        numbers: (rows, k) verdicts as numbers, nan if unreadable; all draws made.
+        weights: (rows,) labels of each row.
+        unit_numbers: (units,) every label as a number.
         tolerance: How far a verdict may be from a label.
 
     Returns:
-        (k,) expected share of labels matched within 1 .. k draws.
-
-    Source:
-        Kaplan and Meier 1958, JASA 53(282), product-limit estimate.
+        (k,) expected share of labels matched within 1 .. k draws, and (k,) its standard error over rows.
     """
-    k = numbers.shape[1]
-    weights = np.bincount(unit_rows, minlength=len(numbers)).astype(float)
-    drawn = (numbers != UNDRAWN).sum(axis=1)
     labels, counts = _frequencies(unit_numbers)
-    expected = np.zeros(k)
-    draws = np.arange(k)
+    share = np.zeros(numbers.shape)
     for label, count in zip(labels, counts, strict=True):
         hits = np.abs(numbers - label) <= tolerance + _ROUNDING
-        first = np.where(hits.any(axis=1), hits.argmax(axis=1), k)
-        at_risk = ((drawn[:, None] > draws) & (first[:, None] >= draws)).T @ weights
-        events = ((first[:, None] == draws) & (drawn[:, None] > draws)).T @ weights
-        survival = np.cumprod(1 - np.divide(events, at_risk, out=np.zeros(k), where=at_risk > 0))
-        expected += count / counts.sum() * (1 - survival)
-    return expected
+        share += count / counts.sum() * np.logical_or.accumulate(hits, axis=1)
+    mean = np.average(share, axis=0, weights=weights)
+    spread = np.square(weights[:, None] * (share - mean)).sum(axis=0)
+    return mean, np.sqrt(spread) / weights.sum()
+
+
+def _null_points(ledger: Ledger, options: SamplingOptions) -> tuple[dict[int, tuple[float, float]], int]:
+    """Return (null, standard deviation) by number of draws, and how many rows it stands on.
+
+    The deviation is that of one permutation's utilisation, about that of as many independent labels, together with
+    the error of the estimate. One draw can be told from every row, more only from rows with all their draws.
+    """
+    numbers, tolerance = ledger.numbers["first"], options.tolerance
+    weights = np.bincount(ledger.unit_rows, minlength=len(numbers)).astype(float)
+    full = (numbers != UNDRAWN).all(axis=1)
+    full[options.full_rows(len(numbers)) :] = False
+    points: dict[int, tuple[float, float]] = {}
+    for count in _draw_counts(numbers.shape[1]):
+        rows = numbers[:, 0] != UNDRAWN if count == 1 else full
+        if not rows.any():
+            continue
+        mean, error = shuffled_label_null(numbers[rows, :count], weights[rows], ledger.unit_numbers, tolerance)
+        null, estimated = float(mean[-1]), not full.all()
+        # A few rows that all agree do not make a null certain (Agresti and Coull 1998: two more of each kind).
+        cautious = (null * rows.sum() + 2) / (rows.sum() + 4) if estimated else null
+        variance = cautious * (1 - cautious) / len(ledger.unit_rows)
+        error_variance = error[-1] ** 2 if error[-1] > 0 else cautious * (1 - cautious) / rows.sum()
+        points[count] = (null, float(np.sqrt(variance + error_variance * estimated)))
+    return points, int(full.sum())
 
 
 def _frequencies(unit_numbers: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -88,20 +106,20 @@ def _frequencies(unit_numbers: NDArray[np.float64]) -> tuple[NDArray[np.float64]
     return labels, counts
 
 
-def self_agreement(numbers: NDArray[np.float64]) -> tuple[float | None, int]:
+def self_agreement(numbers: NDArray[np.float64], tolerance: float = 0.0) -> tuple[float | None, int]:
     """Return the share of pairs of draws of one row with the same verdict, and the number of rows with a pair.
 
     Args:
         numbers: (rows, k) verdicts as numbers; what was not drawn or not read makes no pair.
+        tolerance: How far apart two verdicts may be.
     """
-    same = pairs = 0.0
-    rows = 0
+    same = pairs = rows = 0
     for row in numbers:
         readable = row[np.isfinite(row)]
-        if len(readable) > 1:
-            counts = np.unique(readable, return_counts=True)[1]
-            same += float((counts * (counts - 1)).sum())
-            pairs += len(readable) * (len(readable) - 1)
+        if (count := len(readable)) > 1:
+            alike = np.abs(readable[:, None] - readable[None, :]) <= tolerance + _ROUNDING
+            same += int(alike.sum()) - count
+            pairs += count * (count - 1)
             rows += 1
     return (same / pairs if pairs else None), rows
 
@@ -116,7 +134,8 @@ def summarise(ledger: Ledger, options: SamplingOptions) -> dict[str, Any]:
     numbers = ledger.numbers["first"]
     k = numbers.shape[1]
     in_first = np.where(ledger.matched_chance == 0, ledger.matched_draw, -1)
-    null = shuffled_label_null(numbers, ledger.unit_rows, ledger.unit_numbers, options.tolerance)
+    null, null_rows = _null_points(ledger, options)
+    missing = (None, None)
     kept = ledger.matched_draw >= 0
     units, fixed_draws = len(kept), len(ledger.rows) * k
     draws = ledger.totals.draws
@@ -126,11 +145,11 @@ def summarise(ledger: Ledger, options: SamplingOptions) -> dict[str, Any]:
         "k": k,
         "strategy": options.strategy,
         "utilisation": [
-            {"k": count, "share": utilisation(in_first, count), "null": float(null[count - 1]),
-             "null_sd": float(np.sqrt(null[count - 1] * (1 - null[count - 1]) / max(units, 1)))}
+            {"k": count, "share": utilisation(in_first, count),
+             "null": null.get(count, missing)[0], "null_sd": null.get(count, missing)[1]}
             for count in _draw_counts(k)
         ],
-        "null_method": "counted" if bool((numbers != UNDRAWN).all()) else "Kaplan-Meier over rows that stopped early",
+        "null_items": null_rows,
         "kept": int(kept.sum()),
         "kept_by_chance": {
             chance: int((kept & (ledger.matched_chance == rank)).sum())
@@ -148,7 +167,7 @@ def summarise(ledger: Ledger, options: SamplingOptions) -> dict[str, Any]:
         "coverage_by_label": _coverage_by_label(ledger, kept),
         "coverage_by_human_agreement": _coverage_by_agreement(ledger, kept),
         "unmatched": _unmatched(ledger, kept),
-        "self_agreement": _self_agreement(numbers, options),
+        "self_agreement": _self_agreement(ledger, options),
         "position": _position(ledger, options),
     }  # fmt: skip
 
@@ -188,7 +207,9 @@ def _coverage_by_label(ledger: Ledger, kept: NDArray[np.bool_]) -> list[dict[str
     ]
 
 
-def _coverage_by_agreement(ledger: Ledger, kept: NDArray[np.bool_]) -> list[dict[str, Any]]:
+def _coverage_by_agreement(ledger: Ledger, kept: NDArray[np.bool_]) -> list[dict[str, Any]] | None:
+    if isinstance(ledger.dimension.scale, IntervalScale):
+        return None  # people hardly ever give the very same number
     share = ledger.human_agreement
     bands = (
         ("everyone agrees", share >= 1),
@@ -218,33 +239,38 @@ def nearest_verdict(ledger: Ledger, unit: int) -> tuple[float, float] | None:
 
 
 def _unmatched(ledger: Ledger, kept: NDArray[np.bool_]) -> dict[str, Any]:
+    scale = ledger.dimension.scale
+    step = (scale.max - scale.min) / 10 if isinstance(scale, IntervalScale) else None
     distances: Counter[float] = Counter()
     for unit in np.flatnonzero(~kept):
         nearest = nearest_verdict(ledger, int(unit))
-        distances[np.inf if nearest is None else nearest[1]] += 1
+        distance = np.inf if nearest is None else nearest[1]
+        distances[distance if step is None or nearest is None else step * np.ceil(distance / step)] += 1
     by_distance = {
-        "nothing readable" if distance == np.inf else f"{distance:g}": count
+        "nothing readable" if distance == np.inf else f"{distance:g}" if step is None else f"up to {distance:g}": count
         for distance, count in sorted(distances.items())
     }
     return {"labels": int((~kept).sum()), "by_distance_of_nearest_verdict": by_distance}
 
 
-def _self_agreement(numbers: NDArray[np.float64], options: SamplingOptions) -> dict[str, Any]:
-    share, rows = self_agreement(numbers)
-    # An adaptive row has two draws only if its first one missed the label.
-    return {"share": share, "items": rows, "selected": options.strategy == "adaptive"}
+def _self_agreement(ledger: Ledger, options: SamplingOptions) -> dict[str, Any]:
+    # Of the rows with all their draws: one that stopped early has two draws only if its first missed the label.
+    numbers = ledger.numbers["first"][: options.full_rows(len(ledger.rows))]
+    share, rows = self_agreement(numbers, options.tolerance)
+    return {"share": share, "items": rows}
 
 
 def _position(ledger: Ledger, options: SamplingOptions) -> dict[str, Any] | None:
     """Return how often the text shown first was chosen; None if the scale is not pairwise.
 
     Every second draw of an item sees the texts exchanged, so a model without position bias chooses the first in
-    half of its decisions. Of an adaptive run only the first draw of each item counts, the others being selected.
+    half of its decisions. Of an item that stopped early only the first draw counts, the others being selected.
     """
     scale = ledger.dimension.scale
     if not isinstance(scale, PairwiseScale):
         return None
-    numbers = ledger.numbers["first"][:, : 1 if options.strategy == "adaptive" else None]
+    numbers = ledger.numbers["first"].copy()
+    numbers[options.full_rows(len(numbers)) :, 1:] = UNDRAWN
     swapped_first = np.array(
         [is_swapped(options.seed, ledger.corpus.item_ids[i], ledger.dimension.name, 0) for i in ledger.rows], bool
     )
@@ -270,10 +296,14 @@ def plot_utilisation(summary: Mapping[str, Any], path: Path, title: str) -> None
     points: Sequence[Mapping[str, float]] = summary["utilisation"]
     counts = [point["k"] for point in points]
     figure, axes = pyplot.subplots(figsize=(5.6, 3.6), layout="constrained")
-    null = np.array([100 * point["null"] for point in points])
-    band = np.array([196 * point["null_sd"] for point in points])
-    axes.fill_between(counts, null - band, null + band, color="0.85", label="_")
-    axes.plot(counts, null, color="0.45", linestyle="--", marker="o", markersize=3, label="permuted labels (± 95 %)")
+    known = [point for point in points if point["null"] is not None]
+    known_counts = [point["k"] for point in known]
+    null = np.array([100 * point["null"] for point in known])
+    band = np.array([196 * point["null_sd"] for point in known])
+    axes.fill_between(known_counts, null - band, null + band, color="0.85", label="_")
+    axes.plot(
+        known_counts, null, color="0.45", linestyle="--", marker="o", markersize=3, label="permuted labels (± 95 %)"
+    )
     axes.plot(counts, [100 * point["share"] for point in points], color="C0", marker="o", label="people's labels")
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
@@ -284,5 +314,7 @@ def plot_utilisation(summary: Mapping[str, Any], path: Path, title: str) -> None
     with warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes, which is no news for a terminal.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path, format="svg", metadata={"Date": None})
+        drawing = io.BytesIO()
+        figure.savefig(drawing, format="svg", metadata={"Date": None})
+    write_atomically(path, drawing.getvalue())
     pyplot.close(figure)

@@ -15,7 +15,7 @@ import yaml
 
 from raters.corpora import Corpus, load_corpus
 from raters.corpus_files import Dimension
-from raters.drawing import Source
+from raters.drawing import Source, work_order
 from raters.gold import GoldMethod, default_method, gold_labels
 from raters.journal import Journal, read_at, read_lines
 from raters.ledger import CHANCES, Ledger
@@ -25,7 +25,7 @@ from raters.observations import fit_observations
 from raters.prompts import load_prompt
 from raters.questions import Purpose, Question
 from raters.records import Chance
-from raters.sampling import Rationalizer, Sampler, SamplingOptions, work_order
+from raters.sampling import Rationalizer, Sampler, SamplingOptions
 from raters.scales import SCALE_ADAPTER, PairwiseScale
 
 ORDINAL_3 = {"type": "ordinal", "labels": [1, 2, 3]}

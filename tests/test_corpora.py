@@ -143,7 +143,9 @@ def test_the_demo_corpus_is_found_by_name_unless_a_folder_has_it(
     monkeypatch.chdir(tmp_path)
     assert (find_corpus("demo") / "corpus.yaml").is_file()
     assert len(load_corpus(find_corpus("demo")).item_ids) == 384
-    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo").mkdir()  # the folder of a run, say
+    assert find_corpus("demo") != Path("demo")
+    (tmp_path / "demo" / "corpus.yaml").touch()
     assert find_corpus("demo") == Path("demo")
     with pytest.raises(DataError, match="corpus nowhere: no such folder"):
         find_corpus("nowhere")

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from raters.guidelines import RuleContrast, contrast_rules
+from raters.guidelines import RuleContrast
+from raters.guidelines import contrast_rules as contrast_with_expectation
 
 
 def trace(*steps: str) -> str:
@@ -15,6 +16,12 @@ def trace(*steps: str) -> str:
 
 UP = "- length is high length helps maybe once +1 six."
 DOWN = "- length is high length hurts maybe once -1 four."
+
+
+def contrast_rules(draws: list[tuple[int, str, bool]], items: int) -> list[RuleContrast]:
+    """Contrast draws that all have the same chance of acceptance: the mean m."""
+    mean = sum(accepted for _, _, accepted in draws) / max(len(draws), 1)
+    return contrast_with_expectation([(place, text, accepted, mean) for place, text, accepted in draws], items)
 
 
 def by_name(draws: list[tuple[int, str, bool]], items: int) -> dict[str, RuleContrast]:
@@ -144,3 +151,22 @@ def test_with_acceptance_by_chance_z_is_standard_normal() -> None:
 
 def test_nothing_is_said_of_no_draws() -> None:
     assert contrast_rules([], 3) == []
+
+
+def test_what_a_verdict_is_worth_anyway_is_no_evidence() -> None:
+    """Guessing `helps` ends in the label of 90 % of the items, `hurts` in that of 10 %, and neither knows the item.
+
+    Over 100 data sets z would be far above 3 if acceptance were held against its mean (checked as the control),
+    and is standard normal if it is held against the frequency of the verdict's label.
+    """
+    chance = random.Random(3)
+    fair, naive = [], []
+    for _ in range(100):
+        draws = [(item, guess, chance.random() < (0.9 if guess == UP else 0.1)) for item in range(400)
+                 for guess in [chance.choice((UP, DOWN))]]  # fmt: skip
+        naive.append(contrast_rules([(item, trace(guess), accepted) for item, guess, accepted in draws], 400)[0].z)
+        expected = [(item, trace(guess), accepted, 0.9 if guess == UP else 0.1) for item, guess, accepted in draws]
+        fair.append(contrast_with_expectation(expected, 400)[0].z)
+    assert min(naive) > 3
+    assert sum(fair) / 100 == pytest.approx(0, abs=0.35)
+    assert max(map(abs, fair)) < 4

@@ -26,6 +26,7 @@ import yaml
 
 from pipelines.command import run_command
 from pipelines.infer_traces import STAGE, main
+from raters.records import ConfigError
 from tests.scripted_server import Answer, Fault, ScriptedServer
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -165,7 +166,7 @@ class Finished:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert main(["--out", str(folder), "--limit", "60", "--k", "6"]) == 0
+    assert main(["--out", str(folder), "--limit", "60", "--k", "6", "--null-items", "0"]) == 0
     return Finished(folder, read(folder / "traces.jsonl"), read(folder / "candidates.jsonl"))
 
 
@@ -291,7 +292,8 @@ def test_summary_counts_what_the_files_hold(finished: Finished) -> None:
     assert [point["k"] for point in summary["utilisation"]] == [1, 2, 4, 6]
     for point in summary["utilisation"]:
         assert point["share"] == pytest.approx(sum(draw < point["k"] for draw in first) / 60)
-        assert 0 < point["null"] < 1
+        assert point["null"] is None or 0 < point["null"] < 1
+    assert summary["utilisation"][0]["null"] is not None  # the first draw of every item tells
     assert (summary["items"], summary["labels"], summary["kept"]) == (60, 60, len(finished.traces))
     assert summary["first_draws_per_kept_trace"] == pytest.approx(len(finished.candidates) / len(finished.traces))
     assert summary["fixed_k_draws_per_kept_trace"] == pytest.approx(360 / len(finished.traces))
@@ -437,11 +439,13 @@ def test_larger_limit_keeps_the_first_items(tmp_path: Path, run: Run) -> None:
     run("--limit", 40, "--out", "straight")
     assert timeless(tmp_path / "straight" / "traces.jsonl") == traces
     assert by_draw(timeless(tmp_path / "straight" / "candidates.jsonl")) == by_draw(timeless(path))
-    # And back: a smaller limit draws nothing, loses nothing, and reports on fewer.
-    written = path.read_bytes()
-    run("--limit", 20, "--out", "run")
-    assert path.read_bytes() == written
-    assert timeless(tmp_path / "run" / "traces.jsonl") == kept
+    # And back: a smaller limit would leave out draws that were made.
+    written = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    assert main(["--limit", "40", "--out", str(path.parent)]) == 0
+    with pytest.raises(ConfigError, match="was run on 40 items, now 20"):
+        main(["--limit", "20", "--out", str(path.parent)])
+    assert path.read_bytes() == written["candidates.jsonl"]
+    assert timeless(tmp_path / "run" / "traces.jsonl") == traces
 
 
 @pytest.mark.parametrize("strategy", ["adaptive", "fixed"])
@@ -484,14 +488,14 @@ def test_new_keeps_the_old_run_beside(tmp_path: Path, run: Run) -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_torn_last_line_is_drawn_again(finished: Finished, tmp_path: Path, run: Run, share: float) -> None:
-    run("--limit", 60, "--k", 6, "--out", "run")
+    run("--limit", 60, "--k", 6, "--null-items", 0, "--out", "run")
     path = tmp_path / "run" / "candidates.jsonl"
     whole = path.read_bytes()
     cut = whole[: int(share * len(whole))]
     cut = cut[:-5] if cut.endswith(b"\n") else cut
     path.write_bytes(cut)
     (tmp_path / "run" / "traces.jsonl").unlink()
-    run("--limit", 60, "--k", 6, "--out", "run")
+    run("--limit", 60, "--k", 6, "--null-items", 0, "--out", "run")
     assert path.read_bytes().startswith(cut[: cut.rfind(b"\n") + 1])
     assert by_draw(timeless(path)) == by_draw(timeless(finished.folder / "candidates.jsonl"))
     assert timeless(tmp_path / "run" / "traces.jsonl") == timeless(finished.folder / "traces.jsonl")
@@ -805,17 +809,17 @@ def test_second_chance_may_be_added_with_any_number_of_draws(tmp_path: Path, run
 def test_nothing_accepted(tmp_path: Path, run: Run) -> None:
     """At temperature 0 without rules the rule reader starts and stays in the middle: 2 of 1, 2, 3."""
     corpus = make_corpus(tmp_path / "c", ORDINAL, lambda number: {"a": 3})
-    outcome = run("--corpus", corpus, "--temperature", 0, "--k", 2, "--split", "all", "--show", 3, "--out", "run")
-    assert "Kept 0 traces for 12 labels" in outcome.out
+    outcome = run("--corpus", corpus, "--temperature", 0, "--k", 1, "--split", "all", "--show", 3, "--out", "run")
+    assert "Kept 0 traces for 0 of 12 labels" in outcome.out
     assert read(tmp_path / "run" / "traces.jsonl") == []
     summary = strict(tmp_path / "run" / "summary.json")
     assert summary["kept"] == 0
-    assert [point["share"] for point in summary["utilisation"]] == [0.0, 0.0]
+    assert [point["share"] for point in summary["utilisation"]] == [0.0]
     assert summary["unmatched"] == {"labels": 12, "by_distance_of_nearest_verdict": {"1": 12}}
     strict(tmp_path / "run" / "manifest.json")
     for record in read(tmp_path / "run" / "unmatched.jsonl"):
         assert (record["label"], record["nearest_verdict"], record["distance"]) == (3, 2, 1)
-        assert record["verdicts"] == {"2": 2}
+        assert record["verdicts"] == {"2": 1}
 
 
 def test_tolerance_on_an_ordinal_scale_is_in_steps(tmp_path: Path, run: Run) -> None:

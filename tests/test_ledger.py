@@ -26,6 +26,10 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(corpus, corpus.dimension(None), labels, np.array([2, 0, 1]), draws, keep_all=True)
 
 
+GIVEN = {("c", "ann"): 3, ("c", "bob"): 1, ("c", "cyd"): 1, ("a", "ann"): 1, ("a", "bob"): 3, ("b", "ann"): 2}
+"""What each annotator said of each item of the fixture."""
+
+
 def line(item_id: str, draw: int, verdict: int | None, accepted: bool, **more: Any) -> dict[str, Any]:
     return {
         "item_id": item_id,
@@ -33,7 +37,10 @@ def line(item_id: str, draw: int, verdict: int | None, accepted: bool, **more: A
         "draw": draw,
         "chance": "first",
         "verdict": verdict,
+        "label": GIVEN.get((item_id, more.get("annotator_id", "ann")), 1),
         "accepted": accepted,
+        "trace": "It names a reason.",
+        "answer": "",
         "finish_reason": "stop",
         "prompt_tokens": 10,
         "completion_tokens": 3,
@@ -98,15 +105,15 @@ def test_totals(ledger: Ledger) -> None:
 
 
 def test_a_row_is_done_when_all_its_units_match_or_all_draws_are_made(ledger: Ledger) -> None:
-    assert ledger.rows_done("adaptive") == ledger.rows_done("fixed") == 0
+    assert ledger.rows_done(0) == ledger.rows_done(3) == 0
     ledger.enter(line("a", 0, 1, True), 1, 3, 0)
     ledger.enter(line("a", 0, 1, False), 1, 4, 0)
-    assert ledger.rows_done("adaptive") == 0
+    assert ledger.rows_done(0) == 0
     ledger.enter(line("a", 1, 3, True), 1, 4, 0)
-    assert (ledger.rows_done("adaptive"), ledger.rows_done("fixed")) == (1, 0)
+    assert (ledger.rows_done(0), ledger.rows_done(3)) == (1, 0)
     for draw in range(3):
         ledger.enter(line("b", draw, None, False), 2, 5, 0)
-    assert (ledger.rows_done("adaptive"), ledger.rows_done("fixed")) == (2, 1)
+    assert (ledger.rows_done(0), ledger.rows_done(3)) == (2, 1)
 
 
 def test_there_is_work_while_an_open_unit_has_a_second_chance(ledger: Ledger) -> None:
@@ -114,17 +121,17 @@ def test_there_is_work_while_an_open_unit_has_a_second_chance(ledger: Ledger) ->
         for draw in range(3):
             for unit in units:
                 ledger.enter(line(item_id, draw, 2, unit not in (0, 5)), row, unit, 0)
-    assert ledger.rows_done("fixed") == 3
-    assert ledger.has_work("fixed")  # units 0 and 5 are open
+    assert ledger.rows_done(3) == 3
+    assert ledger.has_work(3)  # units 0 and 5 are open
     for row, item_id in ((0, "c"), (2, "b")):
         for draw in range(2):
             ledger.enter(line(item_id, draw, None, False, chance="escalated"), row, 0 if row == 0 else 5, 0)
-    assert ledger.has_work("fixed")
+    assert ledger.has_work(3)
     for draw in range(2):
         ledger.enter(line("c", draw, None, False, chance="rationalized"), 0, 0, 0)
-    assert ledger.has_work("fixed")  # unit 5 was not rationalized
+    assert ledger.has_work(3)  # unit 5 was not rationalized
     ledger.enter(line("b", 0, 2, True, chance="rationalized"), 5, 5, 0)
-    assert not ledger.has_work("fixed")  # a matched unit needs no further chance
+    assert not ledger.has_work(3)  # a matched unit needs no further chance
 
 
 def test_replay_takes_what_belongs_to_the_ledger_and_returns_the_last_line(ledger: Ledger) -> None:

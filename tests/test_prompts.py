@@ -13,7 +13,8 @@ from raters.resources import resource_folder
 from raters.scales import OrdinalScale
 
 FIVE = OrdinalScale(labels=(1, 2, 3, 4, 5))
-NAMES = ("rate", "rationalize", "recover", "embedded/rate", "embedded/rationalize", "embedded/recover")
+STEMS = ("rate", "rate_at_once", "rationalize", "recover")
+NAMES = (*STEMS, *(f"embedded/{stem}" for stem in STEMS))
 VALUES = {
     "guideline": "Be fair.",
     "labels": "1, 2, 3",

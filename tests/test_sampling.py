@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from raters.corpora import Corpus
-from raters.drawing import draw_seed, is_swapped
+from raters.drawing import draw_seed, is_swapped, work_order
 from raters.gold import GoldMethod
 from raters.models.embedded import EmbeddedModel
 from raters.models.protocol import Completion, Message, SamplingSettings
 from raters.records import ModelAccessError, ModelError, ModelRequestError
-from raters.sampling import SamplingOptions, work_order
+from raters.sampling import SamplingOptions
 from raters.utilisation import summarise
 from tests.small_corpora import (
     DIMENSION,
@@ -447,7 +447,7 @@ def test_an_explanation_is_kept_if_its_label_is_recovered_from_it_alone(tmp_path
     (record,) = [record for record in run.records() if record["chance"] == "rationalized"]
     assert (record["item_id"], record["mode"], record["model"]) == ("a", "rationalize", "scripted/explain")
     assert (record["verdict"], record["label"], record["accepted"]) == (2, 2, True)
-    assert record["trace"] == "The text names a reason. My rating is  because it is short."
+    assert record["trace"] == "The text names a reason."
     assert (record["prompt_tokens"], record["completion_tokens"]) == (130, 24)
     assert run.kept()["a", None]["chance"] == "rationalized"
     assert run.kept()["b", None]["chance"] == "first"
@@ -538,7 +538,7 @@ def test_a_replayed_ledger_is_the_live_one(tmp_path: Path, options: SamplingOpti
     again = start_run(corpus, live.journal.path, EmbeddedModel(), k=3, method=method, options=options, **models)
     again.journal.close()
     assert state_of(again) == state_of(live)
-    assert not again.ledger.has_work(options.strategy)
+    assert not again.ledger.has_work(options.full_rows(len(again.ledger.rows)))
     assert again.kept() == live.kept()
 
 
@@ -623,7 +623,7 @@ def test_a_fixed_run_that_goes_on_as_an_adaptive_one_keeps_the_same_draws(tmp_pa
     folder = folder_of(tmp_path / "again")
     (folder / "candidates.jsonl").write_bytes(lines[0] + lines[2])
     again = start_run(corpus, folder / "candidates.jsonl", model(), k=3, options=ADAPTIVE)
-    assert again.ledger.has_work("adaptive")
+    assert again.ledger.has_work(0)
     again.draw()
     assert again.kept() == whole.kept()
 
@@ -741,7 +741,7 @@ def test_stopping_ends_after_the_draw_in_flight_and_asks_no_second_model(
     assert len(run.records()) == len(model.prompts) == 3
     assert second.prompts == []
     again = start_run(corpus, path, model, escalate=second, options=options)
-    assert again.ledger.has_work(options.strategy)
+    assert again.ledger.has_work(options.full_rows(len(again.ledger.rows)))
     again.draw()
     assert len(model.prompts) == 6 * 4
     assert len(second.prompts) == 6

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from raters.models.protocol import Completion, split_reasoning
 from raters.records import Label
+from raters.scales import AnyScale, IntervalScale, NominalScale, OrdinalScale, PairwiseScale
 from raters.traces import most_different, strip_ratings, trace_flags, trace_of, training_record
 
 FIVE: tuple[Label, ...] = (1, 2, 3, 4, 5)
@@ -62,28 +61,45 @@ def test_a_trace_without_reasoning_is_flagged() -> None:
     assert trace_flags("Ground truth.") == ("mentions_known_label", "no_reasoning")
 
 
+FIVE_STEPS = OrdinalScale(labels=(1, 2, 3, 4, 5))
+PRESENT = NominalScale(labels=("present", "not_present"))
+PAIR = PairwiseScale(labels=("A", "B", "tie"), fields=("left", "right"))
+
+
 @pytest.mark.parametrize(
-    ("text", "labels", "stripped"),
+    ("text", "scale", "stripped"),
     [
-        ("It rains. <rating>4</rating>", FIVE, "It rains."),
-        ("It rains, so my rating is 4.", FIVE, "It rains, so my rating is ."),
-        ("I rate it **4**. It rains.", FIVE, "I rate it . It rains."),
-        ("Score: 4\nIt rains.", FIVE, "Score: \nIt rains."),
-        ("It deserves 4/5 for 2 reasons.", FIVE, "It deserves  for 2 reasons."),
-        ("It deserves 4 out of 5 for 2 reasons.", FIVE, "It deserves  for 2 reasons."),
-        ("- total six 4.", FIVE, "- total six ."),
-        ("It names 3 reasons in 2 lines.", FIVE, "It names 3 reasons in 2 lines."),
-        ("It scores well. 3 reasons are named.", FIVE, "It scores well. 3 reasons are named."),
-        ("- length is high length helps twice +2 six.", FIVE, "- length is high length helps twice +2 six."),
-        ("The label should be not_present here.", ("present", "not_present"), "The label should be  here."),
-        ("The fact is present in line 2.", ("present", "not_present"), "The fact is present in line 2."),
-        ("My verdict: Very Good.", ("good", "very good"), "My verdict: ."),
-        ("I rate it 37.5 for its 2 reasons.", (), "I rate it  for its 2 reasons."),
-        ("<rating>4</rating>", FIVE, ""),
+        ("It rains. <rating>4</rating>", FIVE_STEPS, "It rains."),
+        ("It rains. So my rating is 4. It pours.", FIVE_STEPS, "It rains. It pours."),
+        ("I rate it **4**. It rains.", FIVE_STEPS, "It rains."),
+        ("Score: 4\nIt rains.", FIVE_STEPS, "It rains."),
+        ("It rains.\nThis deserves a 4!\nIt pours.", FIVE_STEPS, "It rains.\n\nIt pours."),
+        ("It deserves 4/5. It rains.", FIVE_STEPS, "It rains."),
+        ("Four stars. I would give it a four. It rains.", FIVE_STEPS, "It rains."),
+        ("- start maybe two.\n- length is high length helps twice +2 four.\n- total four 3.", FIVE_STEPS,
+         "- start maybe two.\n- length is high length helps twice +2 four."),
+        ("It costs 14.50 or 44 euros, with 7 extras.", FIVE_STEPS, "It costs 14.50 or 44 euros, with 7 extras."),
+        ("It takes 3 days. It rains.", FIVE_STEPS, "It rains."),  # a reason lost costs less than a label that leaks
+        ("The label should be not present here. It rains.", PRESENT, "It rains."),
+        ("Final: not_present", PRESENT, ""),
+        ("He presented it. It rains.", PRESENT, "He presented it. It rains."),
+        ("A gives figures. B gives none. So A wins. A is more convincing.", PAIR, "A gives figures. B gives none."),
+        ("A reader learns a lot. The answer: A", PAIR, "A reader learns a lot."),
+        ("My verdict must rest on a careful reading.", PAIR, "My verdict must rest on a careful reading."),
+        ("I rate it 37.5. It rains.", IntervalScale(min=0, max=100), "It rains."),
+        ("<rating>4</rating>", FIVE_STEPS, ""),
     ],
+)  # fmt: skip
+def test_sentences_that_name_a_label_go_and_the_reasons_stay(text: str, scale: AnyScale, stripped: str) -> None:
+    assert strip_ratings(text, scale) == stripped
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    ["I would give this a 4.", "deserves a 4", "The answer is 4.", "I choose 4", "So: 4", "**4** is what I settle on"],
 )
-def test_the_rating_goes_and_the_reasons_stay(text: str, labels: tuple[Label, ...], stripped: str) -> None:
-    assert strip_ratings(text, labels) == stripped
+def test_no_phrase_leaves_the_label(phrase: str) -> None:
+    assert "4" not in strip_ratings(f"It names a reason. {phrase} It rains", FIVE_STEPS)
 
 
 @pytest.mark.parametrize("labels", [("one", "two", "three", "four", "five"), FIVE])
@@ -91,8 +107,8 @@ def test_the_total_of_the_rule_reader_never_keeps_the_label(labels: tuple[Label,
     """The word of the rung comes first; it may be a label's word itself."""
     for rung in ("four", "five", "six"):
         for label in labels:
-            total = strip_ratings(f"- start maybe six.\n- total {rung} {label}.", labels).splitlines()[-1]
-            assert not re.search(rf"\b{label} *\.$", total), total
+            total = f"- length is high length helps once +1 six.\n- total {rung} {label}."
+            assert "total" not in strip_ratings(total, OrdinalScale(labels=labels))
 
 
 def test_a_training_record_is_the_candidate_and_a_conversation_that_reads_back() -> None:

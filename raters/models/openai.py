@@ -31,6 +31,7 @@ OPENAI_BASE_URL = "https://api.openai.com/v1"
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
 LONGEST_RETRY_AFTER_SECONDS = 60.0
+_MOST_TOKENS = 2**40  # no server counts more; a number beyond it would spoil every sum
 TRIES_TO_REACH = 2  # tries while no server has ever answered: a wrong URL should not cost minutes
 
 
@@ -213,7 +214,7 @@ class OpenAIModel:
         self._reached = True
         try:
             payload = json.loads(answer.text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _PassingError(f"an answer that is not JSON ({self._clean(answer.text)[:80]!r})") from error
         return self._read(payload)
 
@@ -322,4 +323,4 @@ def _text(value: object) -> str:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MOST_TOKENS else None

@@ -104,5 +104,6 @@ def split_reasoning(text: str, reasoning: str | None = None) -> tuple[str, str]:
     before, _, after = text.rpartition(THINK_CLOSE)
     answer, _, unfinished = after.partition(THINK_OPEN)
     thought = before.replace(THINK_OPEN, "").replace(THINK_CLOSE, "")
-    parts = [part.strip() for part in (reasoning or "", thought, unfinished)]
+    apart = (reasoning or "").replace(THINK_OPEN, "").replace(THINK_CLOSE, "")
+    parts = [part.strip() for part in (apart, thought, unfinished)]
     return "\n".join(part for part in parts if part), answer.strip()

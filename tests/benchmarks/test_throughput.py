@@ -50,8 +50,10 @@ def write_corpus(folder: Path, items: int) -> Path:
 def run_stage(corpus: Path, out: Path) -> tuple[int, float, float, int]:
     """Run the stage in a process of its own; return (draws, wall seconds, CPU seconds, peak memory in bytes)."""
     script = (
-        "import resource, sys; from pipelines.infer_traces import main; status = main(sys.argv[1:]);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(status)"
+        "import re, sys; from pipelines.infer_traces import main; status = main(sys.argv[1:]);"
+        # Not ru_maxrss, which begins with what the process that forked this one had.
+        "peak = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1];"
+        "print(peak, file=sys.stderr); sys.exit(status)"
     )
     arguments = ["--corpus", str(corpus), "--split", "all", "--out", str(out)]
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()

@@ -61,8 +61,9 @@ def rules(candidates: list[dict[str, Any]], permutation_seed: int | None = None)
     if permutation_seed is not None:
         order = np.random.default_rng(permutation_seed).permutation(len(values))
         values = [values[place] for place in order]
+    frequency = {label: values.count(label) / len(values) for label in values}
     draws = (
-        (place, record["trace"], record["verdict"] == values[place])
+        (place, record["trace"], record["verdict"] == values[place], frequency.get(record["verdict"], 0.0))
         for record in candidates
         for place in [places[record["item_id"]]]
     )
@@ -85,10 +86,11 @@ def test_a_corpus_takes_seconds_and_prints_utilisation_beside_its_null(corpus: s
 def test_the_null_of_an_adaptive_run_is_that_of_all_draws(corpus: str, folder: Path, tmp_path: Path) -> None:
     _, fixed = all_draws(folder, corpus, 0)
     adaptive = infer(corpus, tmp_path / "run", "--seed", "0", "--split-seed", "0")
+    assert adaptive["null_items"] == 50
     for point, counted in zip(adaptive["utilisation"], fixed["utilisation"], strict=True):
         assert point["share"] == counted["share"]
-        # Censored estimates scatter around the counted ones by a fraction of the null's own standard deviation.
-        assert abs(point["null"] - counted["null"]) < 0.01 + 2 * counted["null_sd"]
+        # 15 comparisons in all: three standard deviations of the estimate let one in 25 such tests fail.
+        assert abs(point["null"] - counted["null"]) <= 3 * point["null_sd"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,362 @@
+"""Stage: apply a rater to the items of a split, every item as often as wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipelines.command import INTERRUPTED, run_command
+from pipelines.options import StageOptions, parse_options
+from pipelines.session import cost_usd, draw_until_done, how_to_go_on, progress_text
+from raters.journal import to_line, write_atomically
+from raters.records import ConfigError, DataError, JudgeseyeError, StorageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from raters.corpora import Corpus
+    from raters.journal import Journal
+    from raters.rater_files import RaterSpec
+    from raters.rating import RatingSheet
+    from raters.runs import RunFolder
+    from raters.splits import Split
+
+STAGE = "rate_items"
+MOST_DRAWS = 1024
+DESCRIPTION = """\
+Rate the items of a split with a rater, each --draws times.
+
+Writes to --out: ratings.jsonl (every draw), verdicts.jsonl (what the draws of an item say together), rater.yaml,
+split.json, manifest.json. The same command again continues where it stopped."""
+
+
+class RateItemsOptions(StageOptions):
+    """Options of rate_items."""
+
+    corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
+    rater: str | None = Field(None, description="rater.yaml to apply")
+    model: str | None = Field(None, description="instead of --rater: this model with the corpus's own guideline")
+    dimension: str | None = Field(None, description="which question of the corpus, with --model")
+    split: Literal["train", "dev", "test", "all"] = Field("test", description="which part of the corpus to rate")
+    split_seed: int = Field(0, description="seed of the 70/15/15 split by group")
+    limit: int | None = Field(None, ge=1, description="most items; a larger limit later goes on with more")
+    draws: int | None = Field(None, ge=1, le=MOST_DRAWS, description="draws for an item (default: the rater's, or 1)")
+    aggregate: Literal["mean", "median", "majority"] | None = Field(
+        None, description="how draws become one verdict (default: mean, or majority on scales without order)"
+    )
+    prompt: str | None = Field(None, description="with --model: prompt of prompts/ or a .md file")
+    reasoning: bool = Field(True, description="with --model: let it think first; --no-reasoning asks for the verdict")
+    temperature: float | None = Field(None, ge=0, description="sampling temperature (default: the rater's, or 1)")
+    top_p: float | None = Field(None, gt=0, le=1, description="nucleus to sample from (default: the rater's, or 1)")
+    max_tokens: int | None = Field(None, ge=1, description="most tokens of a draw (default: the rater's, or 4096)")
+    seed: int | None = Field(None, description="seed of all draws (default: the rater's, or 0)")
+    adapter: str | None = Field(None, description="with --model: LoRA adapter folder for hf/<path or id>")
+    base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
+    batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
+    concurrency: int = Field(32, ge=1, description="requests in work at once")
+    input_price: float | None = Field(None, ge=0, description="USD for a million tokens read, for the cost shown")
+    output_price: float | None = Field(None, ge=0, description="USD for a million tokens written")
+    out: str | None = Field(None, description="folder of this run (default: runs/<corpus>[-<dimension>]/rate_items)")
+    new: bool = Field(False, description="start over; a run that stands in --out is kept beside it")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the stage and return its exit status."""
+    options = parse_options(RateItemsOptions, STAGE, DESCRIPTION, arguments)
+    from pipelines.screen import say
+    from raters.runs import RunFolder
+
+    plan = _read_inputs(options)
+    say(plan.describe())
+    folder = RunFolder(plan.out, STAGE, plan.identity(), new=options.new)
+    try:
+        before = folder.previous.get("draws_per_item", 0)
+        if plan.draws < before:
+            raise ConfigError(
+                f"--out {folder.path}: was run with {before} draws, now {plan.draws}, which would leave draws out; "
+                "give at least as many, another --out, or --new to start over"
+            )
+        sheet = _run(plan, folder)
+    finally:
+        folder.release()
+    if sheet is None:
+        return INTERRUPTED
+    print("\n".join(_summary_lines(plan, sheet)))
+    print(f"\nWritten to {folder.path}: ratings.jsonl, verdicts.jsonl, rater.yaml")
+    return 0
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the options and the files they name come to."""
+
+    options: RateItemsOptions
+    corpus: Corpus
+    spec: RaterSpec
+    split: Split | None
+    items: NDArray[np.int64]
+    draws: int
+    out: Path
+
+    def describe(self) -> str:
+        times = "once" if self.draws == 1 else f"{self.draws} times"
+        return (
+            f"corpus {self.corpus.name}: {len(self.items):,} items of the {self.options.split} split; "
+            f"{self.spec.model} rates {self.spec.dimension.name} on {self.spec.dimension.scale}, each item {times}"
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the meaning of the run's records."""
+        return {
+            "corpus": self.corpus.name,
+            "items.jsonl": self.corpus.sha256["items.jsonl"],
+            "dimension": self.spec.dimension.name,
+            "model": self.spec.model,
+            "adapter": self.spec.adapter,
+            "guideline": self.spec.dimension.guideline_sha256,
+            "prompt": self.spec.question.prompt.sha256,
+            "temperature": self.spec.settings.temperature,
+            "top_p": self.spec.settings.top_p,
+            "max_tokens": self.spec.settings.max_tokens,
+            "seed": self.spec.seed,
+            "rater": self.spec.sha256,
+            "split": self.options.split,
+            "split_seed": self.options.split_seed,
+        }
+
+    def cost(self, sheet: RatingSheet) -> float | None:
+        """Return what the draws cost in USD; None if a hosted model has no price."""
+        tokens = (sheet.prompt_tokens, sheet.completion_tokens)
+        hosted = self.spec.model.startswith("openai/")
+        return cost_usd(*tokens, self.options.input_price, self.options.output_price, hosted=hosted)
+
+    def manifest(self, sheet: RatingSheet, status: str, seconds: float) -> dict[str, Any]:
+        from raters.runs import git_revision, versions
+        from raters.splits import ids_sha256
+
+        return {
+            "status": status,
+            "options": self.options.model_dump(),
+            "versions": versions(),
+            "git_revision": git_revision(),
+            "inputs_sha256": dict(self.corpus.sha256),
+            "split_sha256": self.split.hashes(self.corpus) if self.split else None,
+            "rated_sha256": ids_sha256([self.corpus.item_ids[item] for item in self.items]),
+            "items": len(self.items),
+            "items_done": sheet.rows_done,
+            "draws_per_item": self.draws,
+            "draws": sheet.draws,
+            "unreadable": sheet.unreadable,
+            "finish_reasons": dict(sheet.finish_reasons),
+            "prompt_tokens": sheet.prompt_tokens,
+            "completion_tokens": sheet.completion_tokens,
+            "cost_usd": self.cost(sheet),
+            "seconds": round(seconds, 3),
+        }
+
+
+def _read_inputs(options: RateItemsOptions) -> _Plan:
+    """Read and check all that can be checked before a model is asked."""
+    from raters.corpora import find_corpus, load_corpus
+    from raters.drawing import work_order
+    from raters.rater_files import read_rater
+    from raters.runs import run_name
+    from raters.splits import split_corpus
+
+    if (options.rater is None) == (options.model is None):
+        given = "neither is given" if options.rater is None else f"{options.rater} and {options.model} are given"
+        raise ConfigError(f"--rater, --model: {given}; give one of them")
+    corpus = load_corpus(find_corpus(options.corpus))
+    split = None if options.split == "all" else split_corpus(corpus, options.split_seed)
+    if options.rater is not None:
+        fixed = [name for name in ("dimension", "prompt", "adapter") if getattr(options, name) is not None]
+        if fixed or not options.reasoning:
+            raise ConfigError(
+                f"--{(fixed or ['no-reasoning'])[0]}: belongs to --model; {options.rater} says that itself"
+            )
+        spec = read_rater(Path(options.rater))
+        _check_corpus(spec, corpus, options.rater)
+    else:
+        spec = _plain_rater(options, corpus, split)
+    settings = replace(
+        spec.settings,
+        **{
+            name: value
+            for name in ("temperature", "top_p", "max_tokens")
+            if (value := getattr(options, name)) is not None
+        },
+    )
+    draws = options.draws or spec.draws
+    spec = replace(
+        spec,
+        settings=settings,
+        seed=spec.seed if options.seed is None else options.seed,
+        draws=draws,
+        aggregate=options.aggregate or spec.aggregate,
+    )
+    _check_aggregate(spec)
+    wanted = np.arange(len(corpus.item_ids)) if split is None else split.indices(options.split)
+    return _Plan(
+        options=options,
+        corpus=corpus,
+        spec=spec,
+        split=split,
+        items=work_order(corpus, spec.dimension.name, wanted, spec.seed)[: options.limit],
+        draws=draws,
+        out=Path(options.out) if options.out else Path("runs") / run_name(corpus, spec.dimension.name) / STAGE,
+    )
+
+
+def _plain_rater(options: RateItemsOptions, corpus: Corpus, split: Split | None) -> RaterSpec:
+    """Return a model with the corpus's own guideline as a rater."""
+    from raters.models import check_spec, prompt_family
+    from raters.prompts import load_prompt
+    from raters.questions import Question, fit_to_corpus
+    from raters.rater_files import RaterSpec, SeenItems, default_aggregate
+
+    assert options.model is not None
+    check_spec(options.model)
+    dimension = corpus.dimension(options.dimension)
+    family = prompt_family(options.model)
+    prompt = load_prompt(options.prompt or family + ("rate" if options.reasoning else "rate_at_once"))
+    if options.model == "embedded" and "fields" in prompt.slots:
+        raise ConfigError(f"--prompt {options.prompt}: shows text, and embedded reads observations; give embedded/rate")
+    observations, seen = None, SeenItems.none()
+    if "observations" in prompt.slots:
+        training = np.arange(len(corpus.item_ids)) if split is None else split.indices("train")
+        observations, seen = fit_to_corpus(corpus, dimension.scale, training), SeenItems.of(corpus, training)
+    return RaterSpec(
+        model=options.model,
+        question=Question(dimension, prompt, observations),
+        adapter=options.adapter,
+        aggregate=default_aggregate(dimension.scale),
+        reasoning=options.reasoning,
+        seen=seen,
+    )
+
+
+def _check_corpus(spec: RaterSpec, corpus: Corpus, path: str) -> None:
+    """Refuse a corpus that the rater was not made for."""
+    dimension = corpus.dimension(spec.dimension.name)
+    if dimension.scale != spec.dimension.scale:
+        raise DataError(
+            f"{path}: rates {dimension.name} on {spec.dimension.scale}, and corpus {corpus.name} has it on "
+            f"{dimension.scale}; give the corpus the rater was made for"
+        )
+
+
+def _check_aggregate(spec: RaterSpec) -> None:
+    from raters.gold import aggregate_draws
+
+    aggregate_draws(np.array([]), spec.aggregate, spec.dimension.scale)
+
+
+def _run(plan: _Plan, folder: RunFolder) -> RatingSheet | None:
+    """Make the draws that are missing and write the results; return the sheet, None if the user stopped it."""
+    from pipelines.screen import say
+    from raters.journal import Journal
+    from raters.rating import RatingSheet
+
+    sheet = RatingSheet.empty(plan.corpus, plan.spec, plan.items, plan.draws)
+    began = time.monotonic()
+
+    def manifest(status: str) -> dict[str, Any]:
+        return plan.manifest(sheet, status, folder.previous.get("seconds", 0.0) + time.monotonic() - began)
+
+    def begin() -> None:
+        folder.create(manifest("running"))
+        plan.spec.write(folder.path / "rater.yaml")
+        if plan.split is not None:
+            write_atomically(folder.path / "split.json", to_line(plan.split.as_record(plan.corpus)))
+
+    journal = Journal(folder.path / "ratings.jsonl", prepare=begin)
+    if folder.previous:
+        sheet.replay(journal.recover())
+        say(f"continuing {folder.path}: {sheet.draws:,} draws are there already")
+    try:
+        if sheet.rows_done < len(plan.items) and not asyncio.run(_draw(plan, sheet, journal)):
+            if sheet.draws:
+                folder.write_manifest(manifest("stopped"))
+            say(how_to_go_on(sheet.draws, folder.path))
+            return None
+        write_atomically(folder.path / "verdicts.jsonl", map(to_line, sheet.verdicts()))
+        plan.spec.write(folder.path / "rater.yaml")
+        folder.write_manifest(manifest("complete"))
+        return sheet
+    except JudgeseyeError:
+        if sheet.draws:
+            say(how_to_go_on(sheet.draws, folder.path))
+            with suppress(StorageError):
+                folder.write_manifest(manifest("failed"))
+        raise
+    finally:
+        with suppress(OSError):
+            journal.close()
+
+
+async def _draw(plan: _Plan, sheet: RatingSheet, journal: Journal) -> bool:
+    """Make the draws that are missing; return False if the user stopped it."""
+    from pipelines.screen import ProgressBar
+    from raters.models import open_model
+    from raters.rating import RatingRun
+
+    options = plan.options
+    model = open_model(
+        plan.spec.model,
+        base_url=options.base_url,
+        adapter=plan.spec.adapter,
+        batch_size=options.batch_size,
+        concurrency=options.concurrency,
+    )
+    try:
+        text = progress_text(
+            lambda: sheet.draws, lambda: sheet.prompt_tokens + sheet.completion_tokens, lambda: plan.cost(sheet)
+        )
+
+        def state() -> tuple[int, str]:
+            unreadable = 100 * sheet.unreadable / max(sheet.draws, 1)
+            return sheet.rows_done, f"unreadable {unreadable:.1f} %, {text()}"
+
+        bar = ProgressBar(len(sheet.items), state)
+        run = RatingRun(sheet, journal, model, options.concurrency, lambda: bar.update())
+        return await draw_until_done(run.pool, run.run(), bar)
+    finally:
+        await model.close()
+
+
+def _summary_lines(plan: _Plan, sheet: RatingSheet) -> list[str]:
+    """Return what was rated, for a reader."""
+    from pipelines.screen import percent, printable, row
+    from raters.scales import listed_labels
+
+    verdicts = [record["verdict"] for record in sheet.verdicts()]
+    counts: dict[str, int] = {}
+    for verdict in verdicts:
+        name = "unreadable" if verdict is None else f"{verdict:g}" if isinstance(verdict, float) else str(verdict)
+        counts[name] = counts.get(name, 0) + 1
+    dimension = plan.spec.dimension
+    known = [*(str(label) for label in listed_labels(dimension.scale)), "unreadable"]
+    names = [name for name in known if name in counts] if len(known) > 1 else []
+    lines = [
+        printable(f"{plan.corpus.name}, {dimension.name} ({dimension.scale}), {plan.options.split} split"),
+        printable(f"  model {plan.spec.model}, {plan.draws} draw(s) an item, aggregate: {plan.spec.aggregate}"),
+        f"  rated {len(verdicts):,} items; unreadable draws: {percent(sheet.unreadable / max(sheet.draws, 1), 2)}",
+    ]
+    if names:
+        lines += [row("verdict", names), row("items", [f"{counts[name]:,}" for name in names])]
+    cost = plan.cost(sheet)
+    tokens = f"{sheet.prompt_tokens:,} tokens read, {sheet.completion_tokens:,} written"
+    return [*lines, f"  {tokens}, {'cost unknown' if cost is None else f'${cost:,.2f}'}"]
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(STAGE, main))

@@ -1,0 +1,84 @@
+"""One session of a stage that draws: progress, Ctrl-C, and the way to go on."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from pipelines.screen import ProgressBar, say
+
+if TYPE_CHECKING:
+    from raters.drawing import DrawPool
+
+
+async def draw_until_done(pool: DrawPool, work: Coroutine[None, None, None], bar: ProgressBar) -> bool:
+    """Run the work of a pool under a progress bar; return False if the user stopped it.
+
+    The first Ctrl-C (or SIGTERM) ends after the draws in flight, the second leaves those.
+
+    Raises:
+        JudgeseyeError: What the work raised.
+    """
+    task = asyncio.ensure_future(work)
+
+    def stop() -> None:
+        if pool.stopping:
+            task.cancel()
+        else:
+            pool.stopping = True
+            say("\nstopping after the draws in flight; Ctrl-C again to leave them")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    try:
+        with suppress(asyncio.CancelledError):
+            await task
+    finally:
+        bar.close()
+    return not pool.stopping
+
+
+def progress_text(
+    drawn: Callable[[], int], tokens: Callable[[], int], cost: Callable[[], float | None]
+) -> Callable[[], str]:
+    """Return a function that says how fast this session draws, and what the run has used so far.
+
+    Args:
+        drawn: Draws of the run, earlier sessions included.
+        tokens: Tokens read and written.
+        cost: In USD; None if unknown.
+    """
+    before, began = drawn(), time.monotonic()
+
+    def text() -> str:
+        rate = (drawn() - before) / max(time.monotonic() - began, 1e-9)
+        spent = cost()
+        return f"{rate:,.0f} draws/s, {tokens():,} tokens, {'cost unknown' if spent is None else f'${spent:,.2f}'}"
+
+    return text
+
+
+def cost_usd(
+    read: int, written: int, input_price: float | None, output_price: float | None, *, hosted: bool
+) -> float | None:
+    """Return what tokens cost in USD; None if a hosted model has no price.
+
+    Args:
+        read: Tokens read.
+        written: Tokens written.
+        input_price: USD for a million tokens read, if given.
+        output_price: USD for a million tokens written, if given.
+        hosted: True if somebody may charge for the model.
+    """
+    if input_price is None and output_price is None:
+        return None if hosted else 0.0
+    return (read * (input_price or 0.0) + written * (output_price or 0.0)) / 1e6
+
+
+def how_to_go_on(draws: int, folder: object) -> str:
+    """Return the line that says what is kept and how to continue."""
+    return f"{draws:,} draws are kept in {folder}; give the same command again to go on"

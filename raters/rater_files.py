@@ -1,0 +1,249 @@
+"""`rater.yaml`: a rater in one file, complete enough to be used anywhere.
+
+Model, prompt and guideline stand in it in full, with the scale, the sampling settings and the fitted observations,
+so that it works without the corpus and the checkout it came from. `seen` says which items its making has seen, by
+hashes of their texts, so that agreement on them can be refused later.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
+
+from raters.corpora import Corpus
+from raters.corpus_files import Dimension, first_problem
+from raters.gold import AggregateMethod, default_method
+from raters.journal import sha256_of, write_atomically
+from raters.models.protocol import SamplingSettings
+from raters.observations import Observations
+from raters.prompts import prompt_from_text
+from raters.questions import Question
+from raters.records import DataError
+from raters.scales import AnyScale, Scale
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SeenItems:
+    """Which items the making of a rater has seen.
+
+    Attributes:
+        hashes: (items,) sorted hashes of the items' texts, as `Corpus.content` has them.
+    """
+
+    hashes: NDArray[np.int64]
+
+    @classmethod
+    def none(cls) -> Self:
+        """Return the record of a rater that has seen no item."""
+        return cls(np.array([], np.int64))
+
+    @classmethod
+    def of(cls, corpus: Corpus, items: NDArray[np.int64]) -> Self:
+        """Return the record of having seen some items of a corpus, by index."""
+        return cls(np.unique(corpus.content[items]))
+
+    def touched(self, corpus: Corpus, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return those of some items, by index, that were seen, or whose group holds an item that was."""
+        seen_groups = np.unique(corpus.groups[np.isin(corpus.content, self.hashes)])
+        return items[np.isin(corpus.groups[items], seen_groups)]
+
+
+@dataclass(frozen=True)
+class RaterSpec:
+    """A rater: what it is asked, of which model, and how its draws become one verdict.
+
+    Attributes:
+        model: `provider/name`.
+        adapter: LoRA adapter folder for `hf/...`.
+        question: Dimension (scale, guideline), prompt and observations.
+        settings: Temperature, top-p, most tokens.
+        draws: Draws for an item, by default.
+        aggregate: How they become one verdict.
+        reasoning: False if it gives its verdict alone.
+        seed: Of its draws.
+        seen: Items that its making has seen.
+        certificate: What was measured of it; None before that.
+    """
+
+    model: str
+    question: Question
+    adapter: str | None = None
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
+    draws: int = 1
+    aggregate: AggregateMethod = "majority"
+    reasoning: bool = True
+    seed: int = 0
+    seen: SeenItems = field(default_factory=lambda: SeenItems.none())
+    certificate: Mapping[str, Any] | None = None
+
+    @property
+    def dimension(self) -> Dimension:
+        """The dimension it rates."""
+        return self.question.dimension
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that decides a verdict: everything but `seen`, `certificate`, and how many draws there are."""
+        record = self.as_record()
+        for name in ("seen", "certificate", "sha256"):
+            record.pop(name, None)
+        record["sampling"] = {**record["sampling"], "draws": None, "aggregate": None}
+        return sha256_of(yaml.safe_dump(record, sort_keys=True))
+
+    def certified(self, certificate: Mapping[str, Any]) -> RaterSpec:
+        """Return the rater with a certificate in it."""
+        return replace(self, certificate=certificate)
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the rater as it stands in rater.yaml, but for its own hash."""
+        dimension, prompt, observations = self.dimension, self.question.prompt, self.question.observations
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "adapter": self.adapter,
+            "dimension": dimension.name,
+            "scale": dimension.scale.model_dump(mode="json"),
+            "guideline": dimension.guideline,
+            "prompt": {"name": prompt.name, "text": prompt.text},
+            "observations": observations.as_record() if observations and self.question.needs_observations else None,
+            "sampling": {
+                "temperature": self.settings.temperature,
+                "top_p": self.settings.top_p,
+                "max_tokens": self.settings.max_tokens,
+                "draws": self.draws,
+                "aggregate": self.aggregate,
+                "reasoning": self.reasoning,
+                "seed": self.seed,
+            },
+            "hashes": {"guideline": dimension.guideline_sha256, "prompt": prompt.sha256},
+            "seen": {"items": len(self.seen.hashes), "hashes": base64.b64encode(self.seen.hashes.tobytes()).decode()},
+            "certificate": None if self.certificate is None else dict(self.certificate),
+        }
+
+    def write(self, path: Path) -> None:
+        """Write rater.yaml.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        write_atomically(
+            path, yaml.dump(self.as_record(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+        )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks, for people to read."""
+
+
+def _as_block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _as_block)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class _PromptEntry(_Strict):
+    name: StrictStr
+    text: StrictStr
+
+
+class _SamplingEntry(_Strict):
+    temperature: float = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    max_tokens: int = Field(ge=1)
+    draws: int = Field(ge=1)
+    aggregate: AggregateMethod
+    reasoning: bool
+    seed: int
+
+
+class _HashesEntry(_Strict):
+    guideline: StrictStr
+    prompt: StrictStr
+
+
+class _SeenEntry(_Strict):
+    items: int = Field(ge=0)
+    hashes: StrictStr
+
+
+class _RaterFile(_Strict):
+    format: Literal[1]
+    model: StrictStr
+    adapter: StrictStr | None
+    dimension: StrictStr
+    scale: Scale
+    guideline: StrictStr = Field(min_length=1)
+    prompt: _PromptEntry
+    observations: dict[str, Any] | None
+    sampling: _SamplingEntry
+    hashes: _HashesEntry
+    seen: _SeenEntry
+    certificate: dict[str, Any] | None
+
+
+def read_rater(path: Path) -> RaterSpec:
+    """Return the rater of a rater.yaml.
+
+    Raises:
+        DataError: If the file is missing or is not a rater, or its guideline or prompt are not those it was written
+            with.
+        ConfigError: If its prompt cannot be used.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        file = _RaterFile.model_validate(raw)
+        seen = np.frombuffer(base64.b64decode(file.seen.hashes, validate=True), np.int64)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; give the rater.yaml of a run") from error
+    except ValidationError as error:
+        raise DataError(f"{path}: {first_problem(error)}; give the rater.yaml of a run") from error
+    except (OSError, ValueError, RecursionError, binascii.Error, yaml.YAMLError) as error:
+        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}); mend the file") from error
+    dimension = Dimension(file.dimension, file.scale, file.guideline)
+    prompt = prompt_from_text(file.prompt.name, file.prompt.text)
+    for name, now, then in (
+        ("guideline", dimension.guideline_sha256, file.hashes.guideline),
+        ("prompt", prompt.sha256, file.hashes.prompt),
+    ):
+        if now != then:
+            raise DataError(
+                f"{path}: the {name} is not the one the file was written with (sha256 {now[:12]}…, not {then[:12]}…); "
+                f"undo the change, or set hashes.{name} and certificate: null to make a new rater of it"
+            )
+    observations = None if file.observations is None else Observations.from_record(file.observations)
+    if "observations" in prompt.slots and observations is None:
+        raise DataError(f"{path}: observations: missing, and its prompt shows them; give the rater.yaml of a run")
+    sampling = file.sampling
+    return RaterSpec(
+        model=file.model,
+        question=Question(dimension, prompt, observations),
+        adapter=file.adapter,
+        settings=SamplingSettings(sampling.temperature, sampling.top_p, sampling.max_tokens),
+        draws=sampling.draws,
+        aggregate=sampling.aggregate,
+        reasoning=sampling.reasoning,
+        seed=sampling.seed,
+        seen=SeenItems(seen),
+        certificate=file.certificate,
+    )
+
+
+def default_aggregate(scale: AnyScale) -> AggregateMethod:
+    """Return how draws become one verdict if nothing else is asked for: the mean, or the majority without order."""
+    return "majority" if default_method(scale) == "majority" else "mean"

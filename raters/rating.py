@@ -1,0 +1,328 @@
+"""Apply a rater to items: for users' own programs, and as a resumable run over a corpus."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raters.corpora import Corpus
+from raters.drawing import REFUSED, DrawPool, Source, draw_seed, is_swapped
+from raters.gold import aggregate_draws, nearest_label
+from raters.journal import Journal, Record
+from raters.ledger import UNDRAWN, UNREADABLE
+from raters.models import open_model
+from raters.models.protocol import Completion, Model
+from raters.rater_files import RaterSpec, read_rater
+from raters.records import DataError, Item, Label, shown
+from raters.scales import PairwiseScale
+from raters.traces import trace_of
+
+
+@dataclass(frozen=True, slots=True)
+class Rating:
+    """What a rater says about one item.
+
+    Attributes:
+        verdict: The label nearest to what its draws say together; None if none of them could be read.
+        value: That as a quantity: the mean of 3 and 4 is 3.5; None if none could be read.
+        verdicts: What each draw said, None where unreadable.
+        reasoning: The thinking of each draw.
+    """
+
+    verdict: Label | None
+    value: float | None
+    verdicts: tuple[Label | None, ...]
+    reasoning: tuple[str, ...]
+
+
+class Rater:
+    """A rater that is ready to rate. Use it in a `with` block, or `close` it.
+
+    Attributes:
+        spec: What it is.
+    """
+
+    def __init__(self, spec: RaterSpec, model: Model, concurrency: int = 32) -> None:
+        """Take the model as it is; it is closed with the rater."""
+        self.spec, self._model, self._concurrency = spec, model, concurrency
+        # One loop on a thread of its own, so that it works inside a notebook's loop as well.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rater", daemon=True)
+        self._thread.start()
+
+    def rate(self, inputs: Mapping[str, str]) -> Rating:
+        """Return the rating of one item's text fields; see `rate_many`."""
+        return self.rate_many([inputs])[0]
+
+    def rate_many(self, many_inputs: Iterable[Mapping[str, str]], *, draws: int | None = None) -> list[Rating]:
+        """Return the ratings of items in their order.
+
+        Args:
+            many_inputs: Text fields of each item, named as in the corpus the rater was made for.
+            draws: Draws for an item, if not as many as the rater has by default.
+
+        Raises:
+            DataError: If an input is not text, or a pairwise item lacks one of its two texts.
+            ModelError: If the model fails.
+        """
+        items = [_checked(inputs, place, self.spec) for place, inputs in enumerate(many_inputs)]
+        work = asyncio.run_coroutine_threadsafe(self._rate(items, draws or self.spec.draws), self._loop)
+        return work.result()
+
+    def close(self) -> None:
+        """Give back the model's connections and memory."""
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._model.close(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    async def _rate(self, items: Sequence[Item], draws: int) -> list[Rating]:
+        pool = DrawPool(self.spec.settings, self._concurrency, set())
+        source = Source(self._model, self.spec.question)
+        made: dict[tuple[int, int], Draw] = {}
+
+        async def draw(place: int, number: int) -> None:
+            made[place, number] = await ask_once(pool, source, self.spec, items[place], number)
+
+        await pool.work(partial(draw, place, number) for place in range(len(items)) for number in range(draws))
+        return [_joined([made[place, number] for number in range(draws)], self.spec) for place in range(len(items))]
+
+
+def load_rater(path: str | Path, *, base_url: str | None = None, batch_size: int = 16, concurrency: int = 32) -> Rater:
+    """Return the rater of a rater.yaml, ready to rate.
+
+    Args:
+        path: The file.
+        base_url: Endpoint of `openai/...`; OPENAI_BASE_URL if None.
+        batch_size: Most rows that `hf/...` generates at once.
+        concurrency: Most requests at once.
+
+    Raises:
+        DataError: If the file is not a rater.
+        ModelAccessError: If its model cannot be used.
+    """
+    spec = read_rater(Path(path))
+    model = open_model(
+        spec.model, base_url=base_url, adapter=spec.adapter, batch_size=batch_size, concurrency=concurrency
+    )
+    return Rater(spec, model, concurrency)
+
+
+def _checked(inputs: Mapping[str, str], place: int, spec: RaterSpec) -> Item:
+    if not isinstance(inputs, Mapping) or not inputs:
+        raise DataError(f"item {place}: {shown(inputs)} is no mapping of text fields; give {{name: text}}")
+    for name, text in inputs.items():
+        if not isinstance(name, str) or not isinstance(text, str) or not text.strip():
+            raise DataError(f"item {place}: field {shown(name)} holds {shown(text)}, which is no text; fill it in")
+    scale, observations = spec.dimension.scale, spec.question.observations
+    needed = scale.fields if isinstance(scale, PairwiseScale) else observations.fields if observations else ()
+    for name in needed:
+        if name not in inputs:
+            raise DataError(f"item {place}: no field {name}, which the rater reads; the fields are {', '.join(inputs)}")
+    # Without an id of its own an item is known by its texts, so that the same texts get the same draws.
+    return Item("\0".join(f"{name}\0{inputs[name]}" for name in sorted(inputs)), inputs, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One draw of a rater for an item.
+
+    Attributes:
+        number: Which one, from 0.
+        seed: Of this draw alone.
+        swapped: True if a pair's texts were shown in exchanged order; the verdict is in the original one.
+        completion: What the model wrote.
+        seconds: Wall time of the request.
+        trace: Its reasoning.
+        verdict: On the scale; None if unreadable.
+    """
+
+    number: int
+    seed: int
+    swapped: bool
+    completion: Completion
+    seconds: float
+    trace: str
+    verdict: Label | None
+
+
+async def ask_once(pool: DrawPool, source: Source, spec: RaterSpec, item: Item, number: int) -> Draw:
+    """Return one draw of a rater for an item."""
+    scale, name = spec.dimension.scale, spec.dimension.name
+    seed = draw_seed(spec.seed, item.item_id, name, number)
+    swapped = isinstance(scale, PairwiseScale) and is_swapped(spec.seed, item.item_id, name, number)
+    completion, seconds = await pool.ask(source, source.question.about(item)(swapped), seed)
+    if completion.finish_reason == REFUSED:
+        return Draw(number, seed, swapped, completion, seconds, "", None)
+    verdict = scale.read_verdict(completion.text)
+    if swapped and verdict is not None:
+        verdict = scale.swapped(verdict)
+    return Draw(number, seed, swapped, completion, seconds, trace_of(completion), verdict)
+
+
+def _joined(draws: Sequence[Draw], spec: RaterSpec) -> Rating:
+    scale = spec.dimension.scale
+    numbers = np.array([UNREADABLE if draw.verdict is None else scale.number(draw.verdict) for draw in draws])
+    value = aggregate_draws(numbers, spec.aggregate, scale)
+    return Rating(
+        verdict=None if value is None else nearest_label(value, scale),
+        value=value,
+        verdicts=tuple(draw.verdict for draw in draws),
+        reasoning=tuple(draw.trace for draw in draws),
+    )
+
+
+@dataclass
+class RatingSheet:
+    """Which draws a rater has made for the items of a split; rebuilt from the journal at any time.
+
+    Attributes:
+        corpus: Where the items are.
+        spec: The rater.
+        items: (rows,) corpus index of each item, in the order of work.
+        numbers: (rows, draws) verdict as the scale's number, UNDRAWN or UNREADABLE.
+    """
+
+    corpus: Corpus
+    spec: RaterSpec
+    items: NDArray[np.int64]
+    numbers: NDArray[np.float64]
+    draws: int = 0
+    unreadable: int = 0
+    finish_reasons: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @classmethod
+    def empty(cls, corpus: Corpus, spec: RaterSpec, items: NDArray[np.int64], draws: int) -> Self:
+        """Return a sheet on which nothing is drawn."""
+        return cls(corpus, spec, items, np.full((len(items), draws), UNDRAWN))
+
+    def enter(self, record: Record, row: int) -> None:
+        """Enter a line of ratings.jsonl."""
+        if self.numbers[row, record["draw"]] != UNDRAWN:
+            return
+        verdict = record["verdict"]
+        self.numbers[row, record["draw"]] = UNREADABLE if verdict is None else self.spec.dimension.scale.number(verdict)
+        self.draws += 1
+        self.unreadable += verdict is None
+        self.finish_reasons[record["finish_reason"]] += 1
+        self.prompt_tokens += record["prompt_tokens"] or 0
+        self.completion_tokens += record["completion_tokens"] or 0
+
+    def replay(self, lines: Iterable[tuple[int, int, Record]]) -> None:
+        """Enter what an earlier session left, as far as it belongs here.
+
+        Raises:
+            DataError: If a line is not a rating.
+        """
+        rows = {self.corpus.item_ids[item]: row for row, item in enumerate(self.items)}
+        for line_number, _, record in lines:
+            try:
+                row = rows.get(record["item_id"])
+                if row is not None and record["draw"] < self.numbers.shape[1]:
+                    self.enter(record, row)
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise DataError(
+                    f"ratings.jsonl line {line_number}: {shown(record)} is not a rating of this run "
+                    f"({type(error).__name__}: {error}); remove the line"
+                ) from error
+
+    @property
+    def rows_done(self) -> int:
+        """How many items have all their draws."""
+        return int((self.numbers != UNDRAWN).all(axis=1).sum())
+
+    def missing(self) -> Iterator[tuple[int, int]]:
+        """Yield (row, draw) of what is not drawn yet: a first draw of every item, then a second, ..."""
+        for draw in range(self.numbers.shape[1]):
+            for row in np.flatnonzero(self.numbers[:, draw] == UNDRAWN).tolist():
+                yield row, draw
+
+    def verdicts(self) -> Iterator[dict[str, Any]]:
+        """Yield what the draws of each item say together, in the order of the corpus."""
+        scale = self.spec.dimension.scale
+        for row in np.argsort(self.items, kind="stable").tolist():
+            numbers = self.numbers[row]
+            made = numbers[numbers != UNDRAWN]
+            value = aggregate_draws(made, self.spec.aggregate, scale)
+            yield {
+                "item_id": self.corpus.item_ids[self.items[row]],
+                "dimension": self.spec.dimension.name,
+                "verdict": None if value is None else nearest_label(value, scale),
+                "value": value,
+                "draws": len(made),
+                "unreadable": int(np.isnan(made).sum()),
+            }
+
+
+class RatingRun:
+    """Makes the draws that a sheet still misses and writes each to the journal as it arrives.
+
+    Attributes:
+        pool: What runs the draws; set its `stopping` to end after those in flight.
+    """
+
+    def __init__(
+        self, sheet: RatingSheet, journal: Journal, model: Model, concurrency: int, on_draw: Callable[[], None]
+    ) -> None:
+        """Prepare; nothing is drawn yet."""
+        self.sheet, self.journal = sheet, journal
+        self.source = Source(model, sheet.spec.question)
+        self.pool = DrawPool(sheet.spec.settings, concurrency, {model.spec} if sheet.draws else set())
+        self._sha256 = sheet.spec.sha256
+        self._on_draw = on_draw
+
+    async def run(self) -> None:
+        """Make every draw that is still missing, or end early if the pool is stopping.
+
+        Raises:
+            ModelAccessError: The model cannot be used.
+            ModelError: The model failed after its retries. What arrived before is in the journal.
+        """
+        await self.pool.work(partial(self._draw, row, draw) for row, draw in self.sheet.missing())
+        self.pool.settle(any_answer=self.sheet.draws > 0)
+
+    async def _draw(self, row: int, number: int) -> None:
+        spec = self.sheet.spec
+        item = self.sheet.corpus.item(int(self.sheet.items[row]))
+        draw = await ask_once(self.pool, self.source, spec, item, number)
+        record = {
+            "item_id": item.item_id,
+            "dimension": spec.dimension.name,
+            "draw": number,
+            "model": spec.model,
+            "rater_sha256": self._sha256,
+            "seed": draw.seed,
+            "swapped": draw.swapped,
+            "trace": draw.trace,
+            "answer": draw.completion.text,
+            "verdict": draw.verdict,
+            "finish_reason": draw.completion.finish_reason,
+            "prompt_tokens": draw.completion.prompt_tokens,
+            "completion_tokens": draw.completion.completion_tokens,
+            "seconds": round(draw.seconds, 4),
+        }
+
+        def write() -> None:
+            self.journal.append([record])
+            self.sheet.enter(record, row)
+            self._on_draw()
+
+        self.pool.keep(self.source, draw.completion, write)
