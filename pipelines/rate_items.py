@@ -168,7 +168,9 @@ def _read_inputs(options: RateItemsOptions) -> _Plan:
     """Read and check all that can be checked before a model is asked."""
     from raters.corpora import find_corpus, load_corpus
     from raters.drawing import work_order
+    from raters.gold import aggregate_draws
     from raters.rater_files import read_rater
+    from raters.rating import check_fields
     from raters.runs import run_name
     from raters.splits import split_corpus
 
@@ -196,15 +198,20 @@ def _read_inputs(options: RateItemsOptions) -> _Plan:
         },
     )
     draws = options.draws or spec.draws
-    spec = replace(
+    changed = replace(
         spec,
         settings=settings,
         seed=spec.seed if options.seed is None else options.seed,
         draws=draws,
         aggregate=options.aggregate or spec.aggregate,
     )
-    _check_aggregate(spec)
+    # What was measured of one rater says nothing of another.
+    spec = changed if changed.sha256 == spec.sha256 else replace(changed, certificate=None)
+    aggregate_draws(np.array([]), spec.aggregate, spec.dimension.scale)  # raises if the scale lacks the order
     wanted = np.arange(len(corpus.item_ids)) if split is None else split.indices(options.split)
+    who = options.rater or options.model
+    for item in wanted:
+        check_fields(corpus.item(int(item)).inputs, spec, f"{who}: corpus {corpus.name}: item {corpus.item_ids[item]}")
     return _Plan(
         options=options,
         corpus=corpus,
@@ -224,7 +231,9 @@ def _plain_rater(options: RateItemsOptions, corpus: Corpus, split: Split | None)
     from raters.rater_files import RaterSpec, SeenItems, default_aggregate
 
     assert options.model is not None
-    check_spec(options.model)
+    provider, _ = check_spec(options.model)
+    if options.adapter is not None and provider != "hf":
+        raise ConfigError(f"--adapter {options.adapter}: {options.model} takes none; only hf/<path or id> does")
     dimension = corpus.dimension(options.dimension)
     family = prompt_family(options.model)
     prompt = load_prompt(options.prompt or family + ("rate" if options.reasoning else "rate_at_once"))
@@ -237,7 +246,7 @@ def _plain_rater(options: RateItemsOptions, corpus: Corpus, split: Split | None)
     return RaterSpec(
         model=options.model,
         question=Question(dimension, prompt, observations),
-        adapter=options.adapter,
+        adapter=None if options.adapter is None else str(Path(options.adapter).resolve()),
         aggregate=default_aggregate(dimension.scale),
         reasoning=options.reasoning,
         seen=seen,
@@ -246,18 +255,18 @@ def _plain_rater(options: RateItemsOptions, corpus: Corpus, split: Split | None)
 
 def _check_corpus(spec: RaterSpec, corpus: Corpus, path: str) -> None:
     """Refuse a corpus that the rater was not made for."""
-    dimension = corpus.dimension(spec.dimension.name)
+    if spec.dimension.name not in corpus.dimensions:
+        known = ", ".join(corpus.dimensions)
+        raise DataError(
+            f"{path}: rates {spec.dimension.name}, which corpus {corpus.name} does not have ({known}); give the corpus "
+            "the rater was made for"
+        )
+    dimension = corpus.dimensions[spec.dimension.name]
     if dimension.scale != spec.dimension.scale:
         raise DataError(
             f"{path}: rates {dimension.name} on {spec.dimension.scale}, and corpus {corpus.name} has it on "
             f"{dimension.scale}; give the corpus the rater was made for"
         )
-
-
-def _check_aggregate(spec: RaterSpec) -> None:
-    from raters.gold import aggregate_draws
-
-    aggregate_draws(np.array([]), spec.aggregate, spec.dimension.scale)
 
 
 def _run(plan: _Plan, folder: RunFolder) -> RatingSheet | None:
@@ -283,6 +292,8 @@ def _run(plan: _Plan, folder: RunFolder) -> RatingSheet | None:
         sheet.replay(journal.recover())
         say(f"continuing {folder.path}: {sheet.draws:,} draws are there already")
     try:
+        if folder.previous and sheet.rows_done < len(plan.items):
+            folder.write_manifest(manifest("running"))
         if sheet.rows_done < len(plan.items) and not asyncio.run(_draw(plan, sheet, journal)):
             if sheet.draws:
                 folder.write_manifest(manifest("stopped"))
@@ -339,20 +350,21 @@ def _summary_lines(plan: _Plan, sheet: RatingSheet) -> list[str]:
     from raters.scales import listed_labels
 
     verdicts = [record["verdict"] for record in sheet.verdicts()]
-    counts: dict[str, int] = {}
+    counts: dict[Any, int] = {}
     for verdict in verdicts:
-        name = "unreadable" if verdict is None else f"{verdict:g}" if isinstance(verdict, float) else str(verdict)
-        counts[name] = counts.get(name, 0) + 1
+        counts[verdict] = counts.get(verdict, 0) + 1
     dimension = plan.spec.dimension
-    known = [*(str(label) for label in listed_labels(dimension.scale)), "unreadable"]
-    names = [name for name in known if name in counts] if len(known) > 1 else []
+    labels = [label for label in listed_labels(dimension.scale) if label in counts]
+    missing = "(unreadable)" if "unreadable" in labels else "unreadable"
+    names = [str(label) for label in labels] + ([missing] if labels and None in counts else [])
+    shown = [f"{counts[label]:,}" for label in labels] + ([f"{counts[None]:,}"] if None in counts else [])
     lines = [
         printable(f"{plan.corpus.name}, {dimension.name} ({dimension.scale}), {plan.options.split} split"),
         printable(f"  model {plan.spec.model}, {plan.draws} draw(s) an item, aggregate: {plan.spec.aggregate}"),
         f"  rated {len(verdicts):,} items; unreadable draws: {percent(sheet.unreadable / max(sheet.draws, 1), 2)}",
     ]
     if names:
-        lines += [row("verdict", names), row("items", [f"{counts[name]:,}" for name in names])]
+        lines += [row("verdict", names), row("items", shown)]
     cost = plan.cost(sheet)
     tokens = f"{sheet.prompt_tokens:,} tokens read, {sheet.completion_tokens:,} written"
     return [*lines, f"  {tokens}, {'cost unknown' if cost is None else f'${cost:,.2f}'}"]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
 
 from raters.journal import Record, read_lines, sha256_of
+from raters.models.protocol import one_line
 from raters.records import DataError, shown
 from raters.scales import SCALE_TYPES, IntervalScale, NominalScale, OrdinalScale, PairwiseScale, Scale
 
@@ -103,10 +104,12 @@ def read_corpus_yaml(folder: Path) -> tuple[CorpusFile, str]:
 def first_problem(error: ValidationError) -> str:
     """Return where the first problem of a validated file is, what is wrong, and the value, in one line."""
     detail = error.errors()[0]
-    place = ".".join(str(part) for part in detail["loc"]) or "top level"
+    place = one_line(".".join(str(part) for part in detail["loc"])) or "top level"
+    if detail["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{place}: {shown(detail['input'])} is no mapping of settings"
     if detail["type"] in ("union_tag_not_found", "union_tag_invalid"):
         tag = detail.get("ctx", {}).get("tag")
-        return f"{place}: type {'is missing' if tag is None else tag}; give one of {', '.join(SCALE_TYPES)}"
+        return f"{place}: type {'is missing' if tag is None else shown(tag)}; give one of {', '.join(SCALE_TYPES)}"
     if detail["type"] == "extra_forbidden":
         return f"{place}: unknown key"
     if detail["type"] == "missing":

@@ -49,7 +49,9 @@ class LabelTable:
 
 
 def aggregate_draws(numbers: NDArray[np.float64], method: AggregateMethod, scale: AnyScale) -> float | None:
-    """Return several verdicts of one rater on one item as one quantity (see `scales.value`); None if none is readable.
+    """Return several verdicts of one rater on one item as one quantity; None if none is readable.
+
+    The quantity is the scale's value (see `scales.value`), or without an order the label's number.
 
     `mean` and `median` are not rounded to the scale; of equally frequent verdicts `majority` takes the one drawn
     first.
@@ -70,7 +72,8 @@ def aggregate_draws(numbers: NDArray[np.float64], method: AggregateMethod, scale
     if method == "majority":
         found, first, counts = np.unique(readable, return_index=True, return_counts=True)
         best = counts == counts.max()
-        return float(_values(found[best][np.argmin(first[best])][None], scale)[0])
+        number = float(found[best][np.argmin(first[best])])
+        return number if isinstance(scale, NominalScale | PairwiseScale) else scale.value(scale.label(number))
     values = _values(readable, scale)
     return float(values.mean() if method == "mean" else np.median(values))
 
@@ -78,7 +81,9 @@ def aggregate_draws(numbers: NDArray[np.float64], method: AggregateMethod, scale
 def nearest_label(value: float, scale: AnyScale) -> Label:
     """Return the label nearest to a quantity, the higher one of two as near."""
     if isinstance(scale, IntervalScale):
-        return float(value)
+        return float(min(max(value, scale.min), scale.max))  # a mean may leave the scale by rounding
+    if isinstance(scale, NominalScale | PairwiseScale):
+        return scale.label(value)
     values = _values(np.arange(float(len(scale.labels))), scale)
     distances = np.abs(values - value)
     return scale.labels[int(np.flatnonzero(distances <= distances.min() + _ROUNDING)[-1])]

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 
-from raters.records import DataError
+from raters.records import DataError, shown
 
 LEVELS = ("lowest", "low", "middle", "high", "highest")
 MIDDLE = LEVELS.index("middle")
@@ -137,7 +137,9 @@ class Observations:
             cuts = {str(name): tuple(float(cut) for cut in values) for name, values in record["cuts"].items()}
             fields, second = record["fields"], record["second"]
             if not all(isinstance(name, str) for name in [*fields, second or ""]) or isinstance(fields, str):
-                raise TypeError(f"fields {fields!r} and second {second!r} are not names")
+                raise TypeError(f"fields {shown(fields)} and second {shown(second)} are not names")
+            if record.keys() - {"fields", "second", "cuts"} or not np.isfinite([*chain(*cuts.values())]).all():
+                raise ValueError("unknown keys, or cuts that are no numbers")
             fitted = cls(tuple(fields), second, cuts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"observations: {error!r} in a fit that was read; fit them again") from error

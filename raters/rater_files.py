@@ -8,7 +8,7 @@ hashes of their texts, so that agreement on them can be refused later.
 from __future__ import annotations
 
 import base64
-import binascii
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,17 +17,17 @@ from typing import Any, Literal, Self
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, model_validator
 
 from raters.corpora import Corpus
 from raters.corpus_files import Dimension, first_problem
-from raters.gold import AggregateMethod, default_method
+from raters.gold import AggregateMethod, aggregate_draws, default_method
 from raters.journal import sha256_of, write_atomically
 from raters.models.protocol import SamplingSettings
 from raters.observations import Observations
 from raters.prompts import prompt_from_text
 from raters.questions import Question
-from raters.records import DataError
+from raters.records import DataError, JudgeseyeError, shown
 from raters.scales import AnyScale, Scale
 
 FORMAT = 1
@@ -99,6 +99,7 @@ class RaterSpec:
         for name in ("seen", "certificate", "sha256"):
             record.pop(name, None)
         record["sampling"] = {**record["sampling"], "draws": None, "aggregate": None}
+        record["prompt"] = record["prompt"]["text"]
         return sha256_of(yaml.safe_dump(record, sort_keys=True))
 
     def certified(self, certificate: Mapping[str, Any]) -> RaterSpec:
@@ -118,8 +119,8 @@ class RaterSpec:
             "prompt": {"name": prompt.name, "text": prompt.text},
             "observations": observations.as_record() if observations and self.question.needs_observations else None,
             "sampling": {
-                "temperature": self.settings.temperature,
-                "top_p": self.settings.top_p,
+                "temperature": float(self.settings.temperature),
+                "top_p": float(self.settings.top_p),
                 "max_tokens": self.settings.max_tokens,
                 "draws": self.draws,
                 "aggregate": self.aggregate,
@@ -143,11 +144,26 @@ class RaterSpec:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks, for people to read."""
+    """Writes texts of several lines as blocks, for people to read, and nothing by reference."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads no references: our own files have none, and a few lines of them can unfold to gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("references (&, *) are not read")
+        return super().compose_node(parent, index)
 
 
 def _as_block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    style = "|" if "\n" in text else None
+    if any(mark in text for mark in "\x85\u2028\u2029"):
+        style = '"'  # other line breaks than \n are read back as \n from a block
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _as_block)
@@ -155,6 +171,14 @@ _Dumper.add_representer(str, _as_block)
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_booleans_for_numbers(cls, data: object) -> object:
+        for name, value in data.items() if isinstance(data, dict) else ():
+            if isinstance(value, bool) and name != "reasoning":
+                raise ValueError(f"{name} is {value}, not a number")
+        return data
 
 
 class _PromptEntry(_Strict):
@@ -166,7 +190,7 @@ class _SamplingEntry(_Strict):
     temperature: float = Field(ge=0)
     top_p: float = Field(gt=0, le=1)
     max_tokens: int = Field(ge=1)
-    draws: int = Field(ge=1)
+    draws: int = Field(ge=1, le=1024)
     aggregate: AggregateMethod
     reasoning: bool
     seed: int
@@ -198,42 +222,54 @@ class _RaterFile(_Strict):
 
 
 def read_rater(path: Path) -> RaterSpec:
-    """Return the rater of a rater.yaml.
+    """Return the rater of a rater.yaml; a relative adapter is taken from the file's folder.
 
     Raises:
         DataError: If the file is missing or is not a rater, or its guideline or prompt are not those it was written
             with.
-        ConfigError: If its prompt cannot be used.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         file = _RaterFile.model_validate(raw)
-        seen = np.frombuffer(base64.b64decode(file.seen.hashes, validate=True), np.int64)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; give the rater.yaml of a run") from error
     except ValidationError as error:
         raise DataError(f"{path}: {first_problem(error)}; give the rater.yaml of a run") from error
-    except (OSError, ValueError, RecursionError, binascii.Error, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}); mend the file") from error
     dimension = Dimension(file.dimension, file.scale, file.guideline)
-    prompt = prompt_from_text(file.prompt.name, file.prompt.text)
+    try:
+        prompt = prompt_from_text(file.prompt.name, file.prompt.text)
+    except JudgeseyeError as error:
+        raise DataError(f"{path}: {error}") from error
     for name, now, then in (
         ("guideline", dimension.guideline_sha256, file.hashes.guideline),
         ("prompt", prompt.sha256, file.hashes.prompt),
     ):
         if now != then:
             raise DataError(
-                f"{path}: the {name} is not the one the file was written with (sha256 {now[:12]}…, not {then[:12]}…); "
-                f"undo the change, or set hashes.{name} and certificate: null to make a new rater of it"
+                f"{path}: the {name} is not the one the file was written with (sha256 {now}, not {shown(then)}); undo "
+                f"the change, or make a new rater of it: put that sha256 into hashes.{name}, and certificate: null"
             )
-    observations = None if file.observations is None else Observations.from_record(file.observations)
+    try:
+        seen = np.frombuffer(base64.b64decode(file.seen.hashes, validate=True), np.int64)
+    except ValueError as error:
+        raise DataError(f"{path}: seen.hashes: {error}; undo the change") from error
+    if len(seen) != file.seen.items:
+        raise DataError(f"{path}: seen: says {file.seen.items} items and lists {len(seen)}; undo the change")
+    try:
+        observations = None if file.observations is None else Observations.from_record(file.observations)
+        question = Question(dimension, prompt, observations)
+        aggregate_draws(np.array([]), file.sampling.aggregate, file.scale)
+    except JudgeseyeError as error:
+        raise DataError(f"{path}: {error}") from error
     if "observations" in prompt.slots and observations is None:
         raise DataError(f"{path}: observations: missing, and its prompt shows them; give the rater.yaml of a run")
     sampling = file.sampling
     return RaterSpec(
         model=file.model,
-        question=Question(dimension, prompt, observations),
-        adapter=file.adapter,
+        question=question,
+        adapter=_beside(path, file.adapter),
         settings=SamplingSettings(sampling.temperature, sampling.top_p, sampling.max_tokens),
         draws=sampling.draws,
         aggregate=sampling.aggregate,
@@ -242,6 +278,12 @@ def read_rater(path: Path) -> RaterSpec:
         seen=SeenItems(seen),
         certificate=file.certificate,
     )
+
+
+def _beside(path: Path, adapter: str | None) -> str | None:
+    """Return an adapter's folder, from the file's own folder if it is there."""
+    here = os.path.join(path.parent, adapter or "")
+    return here if adapter and os.path.isdir(here) else adapter
 
 
 def default_aggregate(scale: AnyScale) -> AggregateMethod:

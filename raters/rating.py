@@ -22,7 +22,7 @@ from raters.ledger import UNDRAWN, UNREADABLE
 from raters.models import open_model
 from raters.models.protocol import Completion, Model
 from raters.rater_files import RaterSpec, read_rater
-from raters.records import DataError, Item, Label, shown
+from raters.records import ConfigError, DataError, Item, Label, ModelError, is_utf8, shown
 from raters.scales import PairwiseScale
 from raters.traces import trace_of
 
@@ -71,12 +71,21 @@ class Rater:
             draws: Draws for an item, if not as many as the rater has by default.
 
         Raises:
-            DataError: If an input is not text, or a pairwise item lacks one of its two texts.
-            ModelError: If the model fails.
+            ConfigError: If `draws` is below 1.
+            DataError: If an input is not text, or lacks a field that the rater reads.
+            ModelError: If the model fails, or the rater is closed.
         """
+        if draws is not None and draws < 1:
+            raise ConfigError(f"draws {draws}: must be at least 1")
+        if not self._thread.is_alive():
+            raise ModelError("the rater is closed; load it again")
         items = [_checked(inputs, place, self.spec) for place, inputs in enumerate(many_inputs)]
         work = asyncio.run_coroutine_threadsafe(self._rate(items, draws or self.spec.draws), self._loop)
-        return work.result()
+        try:
+            return work.result()
+        except BaseException:
+            work.cancel()  # or an interrupted call would go on asking, and paying, in the background
+            raise
 
     def close(self) -> None:
         """Give back the model's connections and memory."""
@@ -128,15 +137,26 @@ def _checked(inputs: Mapping[str, str], place: int, spec: RaterSpec) -> Item:
     if not isinstance(inputs, Mapping) or not inputs:
         raise DataError(f"item {place}: {shown(inputs)} is no mapping of text fields; give {{name: text}}")
     for name, text in inputs.items():
-        if not isinstance(name, str) or not isinstance(text, str) or not text.strip():
+        is_text = isinstance(name, str) and isinstance(text, str) and text.strip()
+        if not is_text or not (is_utf8(name) and is_utf8(text)):
             raise DataError(f"item {place}: field {shown(name)} holds {shown(text)}, which is no text; fill it in")
-    scale, observations = spec.dimension.scale, spec.question.observations
-    needed = scale.fields if isinstance(scale, PairwiseScale) else observations.fields if observations else ()
-    for name in needed:
-        if name not in inputs:
-            raise DataError(f"item {place}: no field {name}, which the rater reads; the fields are {', '.join(inputs)}")
+    check_fields(inputs, spec, f"item {place}")
     # Without an id of its own an item is known by its texts, so that the same texts get the same draws.
     return Item("\0".join(f"{name}\0{inputs[name]}" for name in sorted(inputs)), inputs, {})
+
+
+def check_fields(inputs: Mapping[str, str], spec: RaterSpec, where: str) -> None:
+    """Refuse an item that lacks a field which the rater reads.
+
+    Raises:
+        DataError: If it does.
+    """
+    scale, question = spec.dimension.scale, spec.question
+    observed = question.observations.fields if question.observations and question.needs_observations else ()
+    for name in scale.fields if isinstance(scale, PairwiseScale) else observed:
+        if name not in inputs:
+            fields = ", ".join(map(shown, inputs))
+            raise DataError(f"{where}: no field {name}, which the rater reads; the fields are {fields}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +255,16 @@ class RatingSheet:
         rows = {self.corpus.item_ids[item]: row for row, item in enumerate(self.items)}
         for line_number, _, record in lines:
             try:
-                row = rows.get(record["item_id"])
+                row, draw = rows.get(record["item_id"]), record["draw"]
+                if type(draw) is not int or draw < 0:
+                    raise ValueError(f"draw {draw!r}")
+                if record["rater_sha256"] != self.spec.sha256:
+                    raise ValueError(f"rater_sha256 {shown(record['rater_sha256'])} is another rater's")
+                if record["verdict"] is not None:
+                    self.spec.dimension.scale.canonical(record["verdict"])
+                for name in ("prompt_tokens", "completion_tokens"):
+                    if type(record[name]) not in (int, type(None)):
+                        raise TypeError(f"{name} {shown(record[name])}")
                 if row is not None and record["draw"] < self.numbers.shape[1]:
                     self.enter(record, row)
             except (KeyError, TypeError, ValueError, IndexError) as error:
