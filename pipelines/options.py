@@ -63,10 +63,12 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same options (k: 8, top_p: 0.9, ...)")
     for name, field in kind.model_fields.items():
         text = (field.description or "").replace("%", "%%")
-        if field.default is not None and not isinstance(field.default, bool):
+        if field.default not in (None, ()) and not isinstance(field.default, bool):
             text += f" (default: {field.default})"
         if field.annotation is bool:
             parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
+        elif get_origin(field.annotation) is tuple:
+            parser.add_argument(_flag(name), nargs="+", metavar="FILE", help=text)
         else:
             parser.add_argument(_flag(name), metavar=_metavar(field.annotation, name), help=text)
     given = vars(parser.parse_args(arguments))

@@ -78,6 +78,15 @@ def aggregate_draws(numbers: NDArray[np.float64], method: AggregateMethod, scale
     return float(values.mean() if method == "mean" else np.median(values))
 
 
+def gold_of_numbers(method: GoldMethod, scale: AnyScale) -> Callable[[NDArray[np.float64]], float | None]:
+    """Return how several labels of one item, as the scale's numbers, become one; None where they make none.
+
+    People's labels that stay their own (`per-annotator`) are held against the scale's default.
+    """
+    aggregate = _AGGREGATES[default_method(scale) if method == "per-annotator" else method]
+    return lambda numbers: aggregate(numbers, scale)[0]
+
+
 def nearest_label(value: float, scale: AnyScale) -> Label:
     """Return the label nearest to a quantity, the higher one of two as near."""
     if isinstance(scale, IntervalScale):

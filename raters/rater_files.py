@@ -266,7 +266,7 @@ def read_rater(path: Path) -> RaterSpec:
     if "observations" in prompt.slots and observations is None:
         raise DataError(f"{path}: observations: missing, and its prompt shows them; give the rater.yaml of a run")
     sampling = file.sampling
-    return RaterSpec(
+    spec = RaterSpec(
         model=file.model,
         question=question,
         adapter=_beside(path, file.adapter),
@@ -278,6 +278,13 @@ def read_rater(path: Path) -> RaterSpec:
         seen=SeenItems(seen),
         certificate=file.certificate,
     )
+    certified = (file.certificate or {}).get("rater_sha256", spec.sha256)
+    if certified != spec.sha256:
+        raise DataError(
+            f"{path}: certificate: is of another rater (sha256 {shown(certified)}, this is {spec.sha256}); undo the "
+            "change, or set certificate: null"
+        )
+    return spec
 
 
 def _beside(path: Path, adapter: str | None) -> str | None:
