@@ -33,21 +33,8 @@ DESCRIPTION = """\
 Score raters against people on one dimension: agreement with intervals, the human ceiling, how raters agree with each
 other, and paired differences between them.
 
-Writes to --out: scores.json, certificate.json (or why there is none), certified/<rater>.yaml, manifest.json."""
-
-_NAMES = {
-    "kendall_tau_b": "Kendall tau-b",
-    "spearman_rho": "Spearman rho",
-    "icc3_1": "ICC(3,1)",
-    "icc3_k": "ICC(3,k)",
-    "mse": "MSE",
-    "mae": "MAE",
-    "exact_agreement": "exact agreement",
-    "within_one_step": "within one step",
-    "cohen_kappa": "Cohen kappa",
-    "quadratic_kappa": "quadratic kappa",
-    "krippendorff_alpha": "alpha",
-}
+Writes to --out: scores.json, certificate.json (or why there is none), certified/<rater>.yaml, report.html,
+manifest.json."""
 
 
 class ScoreAgreementOptions(StageOptions):
@@ -63,6 +50,7 @@ class ScoreAgreementOptions(StageOptions):
         None, description="how draws become one verdict (default: as each rater.yaml says)"
     )
     split_seed: int = Field(0, description="seed of the split whose train part the floor is fitted on")
+    traces: str | None = Field(None, description="folder of infer_traces, for its utilisation curve in the report")
     partial: bool = Field(False, description="score ratings of a run that is not complete")
     resamples: int = Field(2000, ge=200, le=100_000, description="of the bootstrap")
     seed: int = Field(0, description="of the bootstrap")
@@ -82,12 +70,14 @@ def main(arguments: Sequence[str]) -> int:
     from raters.corpora import find_corpus, load_corpus
     from raters.floor import floors
     from raters.gold import default_method
+    from raters.report import report_html
     from raters.runs import RunFolder, git_revision, run_name, versions
     from raters.scoring import score
 
     if not options.ratings:
         raise ConfigError("--ratings: missing; give one ratings.jsonl of rate_items, or several")
     corpus = load_corpus(find_corpus(options.corpus))
+    utilisation = None if options.traces is None else _summary(Path(options.traces))
     rated = [_Rated.read(Path(path), options.partial) for path in options.ratings]
     dimension = corpus.dimension(options.dimension or rated[0].dimension)
     raters = _read_raters(rated, corpus, dimension, options.aggregate)
@@ -126,6 +116,8 @@ def main(arguments: Sequence[str]) -> int:
         folder.create({**manifest, "versions": versions(), "git_revision": git_revision()})
         write_atomically(out / "scores.json", _strict_json(scores))
         write_atomically(out / "certificate.json", _strict_json(certificates))
+        page = report_html(scores, utilisation=utilisation, certificates=certificates)
+        write_atomically(out / "report.html", page)
         for rater, one, certificate in zip(raters, rated, certificates, strict=True):
             if one.spec is not None and certificate["certified"]:
                 (out / "certified").mkdir(exist_ok=True)
@@ -138,12 +130,24 @@ def main(arguments: Sequence[str]) -> int:
     for certificate in certificates:
         verdict = "certified" if certificate["certified"] else f"no certificate: {certificate['reason']}"
         print(printable(f"{certificate['rater']}: {verdict}"))
-    print(printable(f"\nWritten to {out}: scores.json, certificate.json"))
+    print(printable(f"\nWritten to {out}: scores.json, certificate.json, report.html"))
     return 0
 
 
 def _strict_json(record: object) -> str:
     return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _summary(folder: Path) -> Mapping[str, Any]:
+    """Return the summary of a run of infer_traces."""
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if summary["utilisation"]:
+            return dict(summary)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise DataError(f"--traces {folder}: holds no summary.json of infer_traces; give the folder of a complete run")
 
 
 def _training(corpus: Corpus, split_seed: int) -> NDArray[np.int64]:
@@ -239,6 +243,8 @@ def _read_raters(
 
 def score_lines(scores: Mapping[str, Any]) -> Iterable[str]:
     """Yield the scores for a reader."""
+    from raters.report import FIGURE_NAMES
+
     human = scores["human"]
     yield f"{scores['corpus']}, {scores['dimension']} ({scores['scale']}), labels: {scores['label_method']}"
     yield (
@@ -258,7 +264,7 @@ def score_lines(scores: Mapping[str, Any]) -> Iterable[str]:
     yield _line("figure", [rater["rater"] for rater in columns] + [ceiling])
     for name in names:
         cells = [_cell(rater["agreement"][name]) for rater in columns]
-        yield _line(_NAMES[name], [*cells, _cell(human["ceiling"][name])])
+        yield _line(FIGURE_NAMES[name], [*cells, _cell(human["ceiling"][name])])
     yield _line("readable items", [percent(rater["coverage"]) for rater in columns])
     yield _line("alpha, worst case", [_cell(rater["worst_case"]["krippendorff_alpha"]) for rater in columns])
     yield _line("draws agree", [percent(rater["self_agreement"]) for rater in columns])
@@ -274,7 +280,7 @@ def score_lines(scores: Mapping[str, Any]) -> Iterable[str]:
     yield row("people's labels", [percent(columns[0]["label_shares"][label]) for label in labels])
     for rater in columns:
         yield row(rater["rater"][:18], [percent(rater["verdict_shares"][label]) for label in labels])
-    reasons = sorted({f"{_NAMES[name]}: {found['reason']}" for rater in scores["raters"]
+    reasons = sorted({f"{FIGURE_NAMES[name]}: {found['reason']}" for rater in scores["raters"]
                       for name, found in rater["agreement"].items() if found["reason"]})  # fmt: skip
     for reason in reasons:
         yield f"  no figure or interval: {reason}"
@@ -286,10 +292,8 @@ def score_lines(scores: Mapping[str, Any]) -> Iterable[str]:
         for difference in scores["differences"]:
             if difference["figure"] in ("kendall_tau_b", "krippendorff_alpha"):
                 p = difference.get("p_holm")
-                yield (
-                    f"  {_NAMES[difference['figure']]}: {' minus '.join(difference['raters'])} = {_cell(difference)}, "
-                    f"p {'-' if p is None else f'{p:.3f}'} (Holm)"
-                )
+                name, pair = FIGURE_NAMES[difference["figure"]], " minus ".join(difference["raters"])
+                yield f"  {name}: {pair} = {_cell(difference)}, p {'-' if p is None else f'{p:.3f}'} (Holm)"
 
 
 def _line(name: str, cells: list[str]) -> str:

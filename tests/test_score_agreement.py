@@ -74,6 +74,9 @@ def test_two_raters_are_scored_and_certified(rated: Path, tmp_path: Path, capsys
     certified = read_rater(tmp_path / "out" / "certified" / "one.yaml")
     assert certified.certificate is not None
     assert certified.certificate["items"] == 56
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"{tau['value']:.3f}" in page
+    assert "certified" in page
     before = (tmp_path / "out" / "scores.json").read_bytes()
     assert main(["--ratings", *files, "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "scores.json").read_bytes() == before
@@ -135,6 +138,7 @@ def test_bad_input_is_one_line(rated: Path, tmp_path: Path, refused: Refused) ->
     theirs = tmp_path / "r.jsonl"
     write_jsonl(theirs, [{"item_id": f"i{n}", "dimension": DIMENSION, "verdict": "present"} for n in range(30)])
     assert "--ratings: missing" in refused()
+    assert "no summary.json of infer_traces" in refused("--ratings", one, "--traces", tmp_path)
     assert "no such file" in refused("--ratings", tmp_path / "nowhere.jsonl")
     assert "different items" in refused("--ratings", one, rated / "seen" / "ratings.jsonl")
     assert "has no order" in refused("--corpus", corpus, "--ratings", theirs, "--labels", "median")
