@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         scores["partial"] = [one.name for one in rated if not one.complete]
         certificates = [
-            certificate_of(rater.name, one.spec, corpus, rater.items, scores, one.manifest)
+            certificate_of(rater.name, one.spec, corpus, rater, one.made_by, scores, one.manifest)
             for rater, one in zip(raters, rated, strict=True)
         ]
         manifest = {"status": "complete", "options": options.model_dump(mode="json"), "inputs_sha256": inputs}
@@ -173,6 +173,7 @@ class _Rated:
         dimension: What its first line rates.
         spec: What its rater.yaml says; None if there is none.
         manifest: Of its run; None if there is none.
+        made_by: Hashes of the raters that made the ratings, as their lines say.
     """
 
     path: Path
@@ -181,6 +182,7 @@ class _Rated:
     dimension: str
     spec: RaterSpec | None
     manifest: Mapping[str, Any] | None
+    made_by: frozenset[str]
 
     @property
     def complete(self) -> bool:
@@ -197,11 +199,20 @@ class _Rated:
         digest = hashlib.sha256()
         lines = read_lines(path, digest)
         _, _, first = next(lines)
-        for _ in lines:
-            pass
+        made_by = frozenset(
+            [str(first.get("rater_sha256")), *(str(record.get("rater_sha256")) for _, _, record in lines)]
+        )
         beside = path.parent / "rater.yaml"
         spec = read_rater(beside) if beside.exists() else None
-        one = cls(path, digest.hexdigest(), path.parent.name, str(first.get("dimension")), spec, _manifest(path.parent))
+        one = cls(
+            path,
+            digest.hexdigest(),
+            path.parent.name,
+            str(first.get("dimension")),
+            spec,
+            _manifest(path.parent),
+            made_by,
+        )
         if not one.complete and not partial:
             raise DataError(
                 f"{path}: its run is not complete; finish it with the same rate_items command, or give --partial to "

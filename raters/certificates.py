@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from raters.corpora import Corpus
+from raters.rater_draws import RaterDraws
 from raters.rater_files import RaterSpec
 from raters.splits import ids_sha256
 
@@ -17,23 +15,26 @@ def certificate_of(
     name: str,
     spec: RaterSpec | None,
     corpus: Corpus,
-    items: NDArray[np.int64],
+    draws: RaterDraws,
+    made_by: Set[str],
     scores: Mapping[str, Any],
     manifest: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the certificate of one rater, or the record that refuses it with the reason.
 
-    It is refused if nothing says what the rater is, if its run is not complete, or if any rated item, or an item of its
-    group, was seen in making the rater.
+    It is refused if nothing says what the rater is, if another rater made the ratings, if its run is not complete or
+    only a part of it was scored, or if any rated item, or an item of its group, was seen in making the rater.
 
     Args:
         name: Of the rater, as `scores` has it.
         spec: What it is; None if no rater.yaml stands beside its ratings.
         corpus: What was rated.
-        items: Corpus indices of the rated items.
+        draws: What was scored.
+        made_by: Hashes of the raters that made the ratings, as their lines say.
         scores: What `scoring.score` returned.
         manifest: Of the run that rated; None if there is none.
     """
+    items = draws.items
     rated = {"rater": name, "corpus": corpus.name, "dimension": scores["dimension"], "items": len(items)}
     if spec is None:
         return {
@@ -43,6 +44,18 @@ def certificate_of(
         }
     if manifest is None or manifest.get("status") != "complete":
         return {**rated, "certified": False, "reason": "its run of rate_items is not complete, or has no manifest"}
+    if made_by != {spec.sha256}:
+        reason = "the rater.yaml beside its ratings is not of the rater that made them"
+        return {**rated, "certified": False, "reason": reason}
+    if draws.aggregate != spec.aggregate:
+        reason = f"its draws were joined by {draws.aggregate}, and the rater joins them by {spec.aggregate}"
+        return {**rated, "certified": False, "reason": reason}
+    made, whole = int(draws.drawn.sum()), manifest.get("draws")
+    if len(items) != manifest.get("items") or made != whole:
+        reason = (
+            f"its manifest counts {whole} draws of {manifest.get('items')} items, and {made} of {len(items)} are here"
+        )
+        return {**rated, "certified": False, "reason": reason}
     seen = spec.seen.touched(corpus, items)
     if len(seen):
         reason = (

@@ -45,12 +45,22 @@ def spec_of(corpus: Corpus, seen: SeenItems | None = None) -> RaterSpec:
     return RaterSpec("openai/some", question, seen=seen or SeenItems.none())
 
 
-def certify(corpus: Corpus, spec: RaterSpec | None, items: list[int], manifest: Any = DONE) -> dict[str, Any]:
+def certify(
+    corpus: Corpus,
+    spec: RaterSpec | None,
+    items: list[int],
+    manifest: Any = DONE,
+    made_by: frozenset[str] | None = None,
+) -> dict[str, Any]:
     rows = np.array(items)
     numbers = (rows % 3).astype(float)[:, None]
     draws = RaterDraws("some", rows, numbers, np.ones(len(rows), np.int64), np.zeros(numbers.shape, bool), "majority")
+    if made_by is None:
+        made_by = frozenset({spec.sha256} if spec else {"None"})
+    if manifest is DONE:
+        manifest = {**DONE, "items": len(rows), "draws": len(rows)}
     scores = score(corpus, corpus.dimension(None), "median", [draws], resamples=200)
-    return certificate_of("some", spec, corpus, rows, scores, manifest)
+    return certificate_of("some", spec, corpus, draws, made_by, scores, manifest)
 
 
 def test_a_rater_on_unseen_items_is_certified(corpus: Corpus) -> None:
@@ -79,6 +89,18 @@ def test_nothing_is_certified_of_a_rater_that_nobody_knows_or_a_run_that_is_not_
     for manifest in (None, {"status": "stopped"}):
         found = certify(corpus, spec_of(corpus), [4, 5], manifest)
         assert (found["certified"], "not complete" in found["reason"]) == (False, True)
+
+
+def test_other_ratings_than_the_raters_own_and_a_part_of_them_are_not_certified(corpus: Corpus) -> None:
+    """Whoever leaves out ratings, the hard ones say, finds the manifest against it."""
+    spec = spec_of(corpus)
+    assert "not of the rater that made them" in certify(corpus, spec, [4, 5], made_by=frozenset({"another"}))["reason"]
+    joined = certify(corpus, replace(spec, aggregate="mean"), [4, 5], made_by=frozenset({spec.sha256}))
+    assert "joined by majority" in joined["reason"]
+    for counted in ({"items": 3, "draws": 2}, {"items": 2, "draws": 4}):
+        found = certify(corpus, spec, [4, 5], {**DONE, **counted})
+        assert found["certified"] is False
+        assert "2 of 2 are here" in found["reason"]
 
 
 def test_a_certificate_stays_with_its_rater(corpus: Corpus, tmp_path: Path) -> None:
