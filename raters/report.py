@@ -287,24 +287,25 @@ def _rater_heads(columns: Sequence[_Column]) -> tuple[list[Markup], list[str]]:
     return heads, ["floor" if column.floor else "" for column in columns]
 
 
-def _figures(scores: Mapping[str, Any], columns: Sequence[_Column], kind: str, notes: _Notes, people: bool) -> Markup:
-    """Return the table of all figures of one kind, people in the last column if wanted."""
-    human = scores["human"]
+def _figures(
+    names: Sequence[str], columns: Sequence[_Column], kind: str, notes: _Notes, human: Mapping[str, Any] | None = None
+) -> Markup:
+    """Return the table of all figures of one kind, with people in the last column if they are given."""
     heads, classes = _rater_heads(columns)
-    if people:
+    if human:
         pooled = "all in one table" if human["ceiling_pooled"] else "each with the others"
         heads, classes = [*heads, _m("people<small>{}</small>", pooled)], [*classes, "human"]
     rows = []
-    for name in human["ceiling"]:
-        cells = [_cell(column.scores[kind][name], notes) for column in columns]
+    for name in names:
+        found = [column.scores[kind][name] for column in columns] + ([human["ceiling"][name]] if human else [])
         below = _m("{}<small>{}</small>", FIGURE_NAMES.get(name, name), "lower is better" if name in _ERRORS else "")
-        rows.append((below, [*cells, _cell(human["ceiling"][name], notes)] if people else cells))
+        rows.append((below, [_cell(figure, notes) for figure in found]))
     return _table(["figure", *heads], rows, classes)
 
 
 def _agreement(scores: Mapping[str, Any], columns: Sequence[_Column]) -> Markup:
     notes = _Notes()
-    table = _figures(scores, columns, "agreement", notes, people=True)
+    table = _figures(list(scores["human"]["ceiling"]), columns, "agreement", notes, scores["human"])
     floors = " Columns on grey are floors: simple readers that a rater should beat." if any(
         column.floor for column in columns) else ""  # fmt: skip
     pooled = " Annotators have too few labels to be scored one by one." if scores["human"]["ceiling_pooled"] else ""
@@ -455,14 +456,8 @@ def _beside(columns: Sequence[_Column]) -> Markup:
     rows.append(("advantage", list(granted)))
     heads, classes = _rater_heads(columns)
     read = _join(_m("<dt>{}</dt><dd>{}</dd>", name, _READ[name]) for name, _ in rows)
-    worst, worst_notes = Markup(), _Notes()
-    names = list(columns[0].scores["worst_case"])
-    worst = _table(
-        ["figure", *heads],
-        [(FIGURE_NAMES.get(name, name), [_cell(one["worst_case"][name], worst_notes) for one in found])
-         for name in names],
-        classes,
-    )  # fmt: skip
+    worst_notes = _Notes()
+    worst = _figures(list(columns[0].scores["worst_case"]), columns, "worst_case", worst_notes)
     return Markup(
         "<h2>What to know beside agreement</h2>\n{}{}\n<details open><summary>How to read these rows</summary>"
         '<dl class="read">{}</dl></details>\n<details><summary>Every figure in the worst case</summary>{}{}</details>'
