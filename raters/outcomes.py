@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raters.guidelines import SIGNIFICANT_Z, contrast_rules
+from raters.contrasts import SIGNIFICANT_Z, contrast_rules
 from raters.journal import Record, read_at, read_lines
 from raters.ledger import UNDRAWN, Ledger
 from raters.questions import Question

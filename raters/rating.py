@@ -253,12 +253,13 @@ class RatingSheet:
             DataError: If a line is not a rating.
         """
         rows = {self.corpus.item_ids[item]: row for row, item in enumerate(self.items)}
+        sha256 = self.spec.sha256
         for line_number, _, record in lines:
             try:
                 row, draw = rows.get(record["item_id"]), record["draw"]
                 if type(draw) is not int or draw < 0:
                     raise ValueError(f"draw {draw!r}")
-                if record["rater_sha256"] != self.spec.sha256:
+                if record["rater_sha256"] != sha256:
                     raise ValueError(f"rater_sha256 {shown(record['rater_sha256'])} is another rater's")
                 if record["verdict"] is not None:
                     self.spec.dimension.scale.canonical(record["verdict"])

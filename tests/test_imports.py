@@ -143,7 +143,7 @@ def test_scoring_and_help_load_no_heavy_library() -> None:
     script = """
 import contextlib, sys
 sys.argv = ["infer_traces", "--help"]
-import raters.sampling, raters.utilisation, raters.guidelines, raters.models, raters.models.embedded
+import raters.sampling, raters.utilisation, raters.contrasts, raters.models, raters.models.embedded
 from pipelines.infer_traces import main
 with contextlib.suppress(SystemExit):
     main(["--help"])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raters.guidelines import SIGNIFICANT_Z, RuleContrast, contrast_rules
+from raters.contrasts import SIGNIFICANT_Z, RuleContrast, contrast_rules
 
 pytestmark = [pytest.mark.real_corpora, pytest.mark.timeout(900)]
 

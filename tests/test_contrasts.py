@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from raters.guidelines import RuleContrast
-from raters.guidelines import contrast_rules as contrast_with_expectation
+from raters.contrasts import RuleContrast
+from raters.contrasts import contrast_rules as contrast_with_expectation
 
 
 def trace(*steps: str) -> str:

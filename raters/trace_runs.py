@@ -1,0 +1,236 @@
+"""A finished run of infer_traces as the stages after it read it: its corpus, its question, and its draws.
+
+Texts stay in candidates.jsonl and are read when they are needed; what is kept in memory of a draw is a few numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raters.corpora import Corpus, find_corpus, load_corpus
+from raters.corpus_files import Dimension
+from raters.drawing import work_order
+from raters.gold import GoldMethod, LabelTable, default_method, gold_labels
+from raters.journal import Record, read_at, read_lines
+from raters.models.protocol import SamplingSettings
+from raters.observations import Observations
+from raters.prompts import Prompt, load_prompt
+from raters.questions import Question, fit_to_corpus
+from raters.records import ConfigError, DataError, shown
+from raters.splits import Split, split_corpus
+
+STAGE = "infer_traces"
+
+
+@dataclass(frozen=True)
+class Draws:
+    """First draws of a run, held against labels: numbers only.
+
+    Attributes:
+        path: The candidates.jsonl they stand in.
+        items: (draws,) corpus index of each draw's item.
+        numbers: (draws,) verdict as the scale's number, nan if unreadable.
+        labels: (draws,) label it was held against.
+        accepted: (draws,) True where both agree.
+        doubtful: (draws,) True where the trace has a flag.
+        offsets: (draws,) where the line begins.
+    """
+
+    path: Path
+    items: NDArray[np.int64]
+    numbers: NDArray[np.float64]
+    labels: NDArray[np.float64]
+    accepted: NDArray[np.bool_]
+    doubtful: NDArray[np.bool_]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Return how many draws there are."""
+        return len(self.items)
+
+    def records(self, chosen: Sequence[int] | NDArray[np.int64]) -> Iterator[Record]:
+        """Yield the candidates at some places, in that order."""
+        return read_at(self.path, (int(self.offsets[place]) for place in chosen))
+
+
+def read_draws_of(path: Path, corpus: Corpus, dimension: Dimension) -> Draws:
+    """Return the first draws of a candidates.jsonl; second chances, which may have seen the label, are left out.
+
+    Raises:
+        DataError: If a line is not a candidate of the corpus.
+    """
+    index = {item_id: place for place, item_id in enumerate(corpus.item_ids)}
+    columns: list[tuple[int, float, float, bool, bool, int]] = []
+    scale = dimension.scale
+    for line_number, offset, record in read_lines(path):
+        try:
+            if record["dimension"] != dimension.name or not isinstance(record["trace"], str):
+                raise ValueError(f"dimension {shown(record['dimension'])}")
+            if record["chance"] != "first":
+                continue
+            verdict = record["verdict"]
+            number = np.nan if verdict is None else scale.number(scale.canonical(verdict))
+            label = scale.number(scale.canonical(record["label"]))
+            flags = bool(record["flags"])
+            columns.append((index[record["item_id"]], number, label, record["accepted"] is True, flags, offset))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path} line {line_number}: {shown(record)} is not a candidate on {dimension.name} of corpus "
+                f"{corpus.name} ({type(error).__name__}: {error}); give the folder of a run of {STAGE}"
+            ) from error
+    items, numbers, labels, accepted, doubtful, offsets = zip(*columns, strict=True) if columns else [()] * 6
+    return Draws(
+        path,
+        np.array(items, np.int64),
+        np.array(numbers, np.float64),
+        np.array(labels, np.float64),
+        np.array(accepted, bool),
+        np.array(doubtful, bool),
+        np.array(offsets, np.int64),
+    )
+
+
+@dataclass(frozen=True)
+class TraceRun:
+    """A finished run of infer_traces.
+
+    Attributes:
+        folder: Where it is.
+        manifest: What it says of itself.
+        corpus: Its corpus, unchanged since.
+        dimension: What was asked, with the guideline the draws were made under.
+        split: Of the corpus.
+        method: How several people's labels became one.
+        prompt: Of its first draws.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    corpus: Corpus
+    dimension: Dimension
+    split: Split
+    method: GoldMethod
+    prompt: Prompt
+
+    @classmethod
+    def read(cls, folder: Path, corpus_folder: str | None = None) -> TraceRun:
+        """Read a run's folder.
+
+        Args:
+            folder: Of the run.
+            corpus_folder: Where its corpus is now, if not where the run found it.
+
+        Raises:
+            DataError: If it is no finished run, or its corpus has changed since.
+            ConfigError: If its draws were made on the whole corpus, so that nothing is held out.
+        """
+        manifest = _manifest(folder)
+        options, identity = manifest["options"], manifest["identity"]
+        corpus = load_corpus(find_corpus(corpus_folder or options["corpus"]))
+        for name, then in manifest["inputs_sha256"].items():
+            if name in corpus.sha256 and corpus.sha256[name] != then:
+                raise DataError(
+                    f"--traces {folder}: {name} of corpus {corpus.name} is not the file that the traces were inferred "
+                    f"from (sha256 {corpus.sha256[name][:12]}…, then {then[:12]}…); infer them again, or give its corpus"
+                )
+        if options["split"] != "train":
+            raise ConfigError(
+                f"--traces {folder}: was inferred on the {options['split']} split, so its items are not apart from "
+                "those that decide; give a run on the train split"
+            )
+        dimension = corpus.dimension(identity["dimension"])
+        if dimension.guideline_sha256 != identity["guideline"]:
+            raise DataError(
+                f"--traces {folder}: the guideline of {dimension.name} is not the one that the traces were inferred "
+                "under; infer them again"
+            )
+        prompt = load_prompt(options.get("prompt") or _prompt_name(options["model"]))
+        if prompt.sha256 != identity["prompt"]:
+            raise DataError(f"--traces {folder}: prompt {prompt.name} has changed since; infer the traces again")
+        return cls(
+            folder=folder,
+            manifest=manifest,
+            corpus=corpus,
+            dimension=dimension,
+            split=split_corpus(corpus, options["split_seed"]),
+            method=identity["labels"],
+            prompt=prompt,
+        )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the run was asked for."""
+        return dict(self.manifest["options"])
+
+    @property
+    def settings(self) -> SamplingSettings:
+        """How its draws were sampled."""
+        options = self.options
+        return SamplingSettings(options["temperature"], options["top_p"], options["max_tokens"])
+
+    @property
+    def tolerance(self) -> float:
+        """How far a verdict may be from a label that it agrees with."""
+        return float(self.options["tolerance"] or 0.0)
+
+    @cached_property
+    def observations(self) -> Observations:
+        """Observations fitted on the train split, as the run fitted them."""
+        return fit_to_corpus(self.corpus, self.dimension.scale, self.split.indices("train"))
+
+    @cached_property
+    def draws(self) -> Draws:
+        """Its first draws."""
+        return read_draws_of(self.folder / "candidates.jsonl", self.corpus, self.dimension)
+
+    @property
+    def gold_method(self) -> GoldMethod:
+        """How people's labels of an item become the one a rater is held against."""
+        return default_method(self.dimension.scale) if self.method == "per-annotator" else self.method
+
+    def labels(self) -> LabelTable:
+        """Return the labels that its draws are held against."""
+        return gold_labels(self.corpus, self.dimension.name, self.method, self.split.indices("train"))
+
+    def order(self) -> NDArray[np.int64]:
+        """Return its items, in the order of work."""
+        labelled = np.unique(self.labels().items)
+        return work_order(self.corpus, self.dimension.name, labelled, self.options["seed"])[: self.options["limit"]]
+
+    def question(self, guideline: str) -> Question:
+        """Return what its model is asked, under another guideline."""
+        dimension = Dimension(self.dimension.name, self.dimension.scale, guideline)
+        shown_observations = "observations" in self.prompt.slots
+        return Question(dimension, self.prompt, self.observations if shown_observations else None)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        stage, status = manifest["stage"], manifest["status"]
+        if stage == STAGE and {"options", "identity", "inputs_sha256"} <= manifest.keys():
+            if status != "complete":
+                raise DataError(f"--traces {folder}: its run is {shown(status)}; finish it with the same command first")
+            return dict(manifest)
+    except FileNotFoundError as error:
+        raise DataError(f"--traces {folder}: holds no manifest.json; give the folder of a run of {STAGE}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: cannot be read ({shown(str(error))}); give the folder of a run of {STAGE}") from error
+    raise DataError(f"--traces {folder}: is a run of {shown(stage)}; give the folder of a run of {STAGE}")
+
+
+def _prompt_name(model: str) -> str:
+    from raters.models import prompt_family
+
+    return prompt_family(model) + "rate"
