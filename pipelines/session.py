@@ -7,15 +7,26 @@ import signal
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from pipelines.screen import ProgressBar, say
-
-if TYPE_CHECKING:
-    from raters.drawing import DrawPool
+from pipelines.screen import say
 
 
-async def draw_until_done(pool: DrawPool, work: Coroutine[None, None, None], bar: ProgressBar) -> bool:
+class Stoppable(Protocol):
+    """Work that ends after what is in flight once `stopping` is set."""
+
+    stopping: bool
+
+
+class Bar(Protocol):
+    """Whatever shows progress until it is closed."""
+
+    def close(self) -> None:
+        """Show the last state and end the line."""
+        ...
+
+
+async def draw_until_done(pool: Stoppable, work: Coroutine[None, None, None], bar: Bar) -> bool:
     """Run the work of a pool under a progress bar; return False if the user stopped it.
 
     The first Ctrl-C (or SIGTERM) ends after the draws in flight, the second leaves those.

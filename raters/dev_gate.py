@@ -171,7 +171,9 @@ def decide(
     sums |= {f"after {place}": labels.sums(after[place]) for place in raters}
     found = bootstrap(sums, resamples, seed)
     points = np.array([[found.points[f"{when} {place}", figure] for place in raters] for when in ("before", "after")])
-    draws = np.array([found.draws[f"after {place}", figure] - found.draws[f"before {place}", figure] for place in raters])
+    draws = np.array(
+        [found.draws[f"after {place}", figure] - found.draws[f"before {place}", figure] for place in raters]
+    )
 
     def change(rows: slice) -> Change:
         first, second = (float(each[rows].mean()) for each in points)

@@ -95,6 +95,29 @@ _OF_TWO: Mapping[str, Callable[[_Text, _Text], float]] = {
     "bigram_overlap": lambda text, second: _share(text.bigrams, second.bigrams),
 }
 STATISTICS = (*_OF_ONE, *_OF_TWO)
+IN_WORDS: Mapping[str, str] = {
+    "length": "the number of words",
+    "sentences": "the number of sentences",
+    "sentence_length": "words per sentence",
+    "word_length": "letters per word",
+    "richness": "how many different words are used, for the length",
+    "repetition": "repeated pairs of words",
+    "long_words": "the share of long words (seven letters or more)",
+    "first_person": "speaking of oneself (I, we, my)",
+    "second_person": "speaking to the reader (you, your)",
+    "capitals": "the share of capital letters",
+    "exclamations": "exclamation marks, for the length",
+    "questions": "question marks, for the length",
+    "digits": "figures (digits)",
+    "connectives": "connecting words (because, however, therefore)",
+    "commas": "commas, for the length",
+    "closed_end": "ending in a full stop or another closing mark",
+    "capital_start": "beginning with a capital letter",
+    "overlap": "how much of the other text's words is taken up",
+    "coverage": "how much of its own words is in the other text",
+    "bigram_overlap": "how many pairs of neighbouring words are taken over from the other text",
+}
+"""What each statistic is, for people."""
 
 
 @dataclass(frozen=True, slots=True)

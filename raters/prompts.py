@@ -20,7 +20,8 @@ from raters.records import ConfigError
 from raters.resources import resource_folder
 
 _RESERVED = re.compile(
-    r"<(?=\s*/?\s*(?:rating|think|item|field|system|user|assistant|s|start_of_turn|end_of_turn|bos|eos|pad|unk)\b|[|｜])",
+    r"<(?=\s*/?\s*(?:rating|think|item|field|system|user|assistant|s|start_of_turn|end_of_turn|bos|eos|pad|unk"
+    r"|guideline|reasoning|right_reasoning|wrong_reasoning|case|instructions|criteria|critiques|edit)\b|[|｜])",
     re.IGNORECASE,
 )
 _HARMLESS = "‹"

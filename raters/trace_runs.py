@@ -24,7 +24,7 @@ from raters.models.protocol import SamplingSettings
 from raters.observations import Observations
 from raters.prompts import Prompt, load_prompt
 from raters.questions import Question, fit_to_corpus
-from raters.records import ConfigError, DataError, shown
+from raters.records import Chance, ConfigError, DataError, shown
 from raters.splits import Split, split_corpus
 
 STAGE = "infer_traces"
@@ -32,7 +32,7 @@ STAGE = "infer_traces"
 
 @dataclass(frozen=True)
 class Draws:
-    """First draws of a run, held against labels: numbers only.
+    """Draws of a run, held against labels: numbers only.
 
     Attributes:
         path: The candidates.jsonl they stand in.
@@ -61,8 +61,8 @@ class Draws:
         return read_at(self.path, (int(self.offsets[place]) for place in chosen))
 
 
-def read_draws_of(path: Path, corpus: Corpus, dimension: Dimension) -> Draws:
-    """Return the first draws of a candidates.jsonl; second chances, which may have seen the label, are left out.
+def read_draws_of(path: Path, corpus: Corpus, dimension: Dimension, chance: Chance = "first") -> Draws:
+    """Return the draws of one chance in a candidates.jsonl; only those of `rationalized` have seen the label.
 
     Raises:
         DataError: If a line is not a candidate of the corpus.
@@ -74,7 +74,7 @@ def read_draws_of(path: Path, corpus: Corpus, dimension: Dimension) -> Draws:
         try:
             if record["dimension"] != dimension.name or not isinstance(record["trace"], str):
                 raise ValueError(f"dimension {shown(record['dimension'])}")
-            if record["chance"] != "first":
+            if record["chance"] != chance:
                 continue
             verdict = record["verdict"]
             number = np.nan if verdict is None else scale.number(scale.canonical(verdict))

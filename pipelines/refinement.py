@@ -1,0 +1,224 @@
+"""What refine_guideline writes and prints once everything is rated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.screen import printable
+from raters.journal import Journal, Record, to_line, write_atomically
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from raters.guidelines import Refinement
+    from raters.rater_draws import RaterDraws
+    from raters.rater_files import RaterSpec
+    from raters.trace_runs import TraceRun
+    from raters.trials import Trials
+
+
+def write_results(folder: Path, refinement: Refinement, results: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Write guideline, difference, provenance, proposals, raters and report; return the summary."""
+    from raters.dev_gate import choice_figure
+    from raters.guideline_outcomes import proposals, provenance
+    from raters.guideline_report import guideline_report_html
+    from raters.guideline_text import diff_markdown
+    from raters.guidelines import with_guideline
+    from raters.rater_files import SeenItems
+
+    run, refined, original = refinement.run, refinement.guideline, refinement.original
+    figure = choice_figure(run.dimension.scale)
+    lines = list(provenance(refined, original, refinement.attempts, figure))
+    tried = list(proposals(refinement.attempts, refinement.names, figure))
+    seen = SeenItems.of(run.corpus, np.flatnonzero(run.split.parts < 2))
+    write_atomically(folder / "guideline.md", refined.text)
+    title = f"{run.corpus.name}: {run.dimension.name}: guideline, original and refined"
+    write_atomically(folder / "diff.md", diff_markdown(original.text, refined.text, title))
+    write_atomically(folder / "provenance.jsonl", map(to_line, lines))
+    write_atomically(folder / "proposals.jsonl", map(to_line, tried))
+    (folder / "raters").mkdir(exist_ok=True)
+    raters = {}
+    for name, spec in zip(refinement.names, refinement.raters, strict=True):
+        raters[name] = dataclasses.replace(with_guideline(spec, refined.text), seen=seen)
+        raters[name].write(folder / "raters" / f"{name}.yaml")
+    summary = {
+        "corpus": run.corpus.name,
+        "dimension": run.dimension.name,
+        "scale": str(run.dimension.scale),
+        "method": method,
+        "figure": figure,
+        "raters": list(refinement.names),
+        "resampled": "groups" if refinement.labels.by_group else "items",
+        "ended": refinement.ended,
+        "changed": refined.text != original.text,
+        "proposals": {
+            outcome: sum(attempt.outcome == outcome for attempt in refinement.attempts)
+            for outcome in ("kept", "gate", "lint")
+        },
+        "lines": [{key: line[key] for key in ("line", "text", "replaces", "before", "after", "p")} for line in lines],
+    }
+    for part in ("dev", "test"):
+        if part in results:
+            summary[part] = _part_summary(refinement, results[part], part)
+    if "test" in results:
+        for name, spec in zip(refinement.names, refinement.raters, strict=True):
+            versions = {"original": spec, **({"refined": raters[name]} if summary["changed"] else {})}
+            for when, one in versions.items():
+                _write_ratings(
+                    folder / "test" / f"{name}-{when}", one, refinement.trials, run, results["test"]["items"]
+                )
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / "report.html", guideline_report_html(summary, refined, original, lines, tried))
+    return summary
+
+
+def _part_summary(refinement: Refinement, part: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return agreement before and after on one part of the split, and of the raters with each other."""
+    from raters.bootstrap import groups_or_items
+    from raters.dev_gate import DevLabels, decide, quantities
+    from raters.gold import gold_labels
+
+    run, scale = refinement.run, refinement.run.dimension.scale
+    gold = gold_labels(run.corpus, run.dimension.name, run.gold_method, part["items"])
+    rows = np.searchsorted(part["items"], gold.items)
+    groups, by_group = groups_or_items(run.corpus.groups[gold.items])
+    labels = DevLabels(scale, quantities(gold.numbers, scale), groups, by_group)
+    before, after = ([_rows(one, rows) for one in part[when]] for when in ("before", "after"))
+    settings = refinement.settings
+    decision = decide(labels, before, after, settings.level, resamples=settings.resamples, seed=settings.seed)
+    changes = {"mean": decision.mean, **dict(zip(refinement.names, decision.raters, strict=True))}
+    return {
+        "items": len(gold.items),
+        "resampled": "groups" if by_group else "items",
+        "changes": {rater: _plain(dataclasses.asdict(change)) for rater, change in changes.items()},
+        "between_raters": {when: _between(part[when], run) for when in ("before", "after")}
+        if len(before) > 1
+        else None,
+    }
+
+
+def _between(raters: Sequence[RaterDraws], run: TraceRun) -> dict[str, float | None]:
+    """Return how far raters agree with each other: alpha, and ICC(3,1) where the scale has quantities."""
+    from raters.agreement import ALPHA_LEVELS
+    from raters.dev_gate import quantities
+    from raters.reliability import icc3, krippendorff_alpha
+
+    scale = run.dimension.scale
+    verdicts = np.array([one.verdicts(scale) for one in raters])
+    values = [scale.value(label) for label in scale.labels] if scale.type == "ordinal" else None
+    found = {"krippendorff_alpha": krippendorff_alpha(verdicts, ALPHA_LEVELS[scale.type], values).value}
+    if scale.type in ("ordinal", "interval"):
+        found["icc3_1"] = icc3(quantities(verdicts.T, scale))[0].value
+    return _plain(found)
+
+
+def _rows(draws: RaterDraws, rows: NDArray[np.int64]) -> RaterDraws:
+    return dataclasses.replace(
+        draws,
+        items=draws.items[rows],
+        numbers=draws.numbers[rows],
+        drawn=draws.drawn[rows],
+        swapped=draws.swapped[rows],
+    )
+
+
+def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in record.items()}
+
+
+def _write_ratings(folder: Path, spec: RaterSpec, trials: Trials, run: TraceRun, items: NDArray[np.int64]) -> None:
+    """Write a rater's ratings of the test split as rate_items would have written them."""
+    from raters.runs import git_revision, versions
+    from raters.splits import ids_sha256
+
+    wanted = {run.corpus.item_ids[int(item)] for item in items}
+    records = [
+        record
+        for _, _, record in Journal(trials.path(spec)).recover()
+        if record["item_id"] in wanted and record["draw"] < spec.draws
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def total(name: str) -> int:
+        return sum(record[name] or 0 for record in records)
+
+    manifest: Record = {
+        "stage": "rate_items",
+        "identity": {"corpus": run.corpus.name, "rater": spec.sha256, "split": "test", "split_seed": run.split.seed},
+        "status": "complete",
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "inputs_sha256": dict(run.corpus.sha256),
+        "split_sha256": run.split.hashes(run.corpus),
+        "rated_sha256": ids_sha256(sorted(wanted)),
+        "items": len(wanted),
+        "items_done": len(wanted),
+        "draws_per_item": spec.draws,
+        "draws": len(records),
+        "prompt_tokens": total("prompt_tokens"),
+        "completion_tokens": total("completion_tokens"),
+        "cost_usd": trials.spending.price(total("prompt_tokens"), total("completion_tokens")),
+        "seconds": round(sum(record["seconds"] for record in records), 3),
+    }
+    write_atomically(folder / "ratings.jsonl", map(to_line, records))
+    spec.write(folder / "rater.yaml")
+    write_atomically(folder / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what came out, for a reader."""
+    from raters.report import FIGURE_NAMES
+
+    yield printable(f"{summary['corpus']}, {summary['dimension']} ({summary['scale']}): {summary['method']}")
+    counts = summary["proposals"]
+    made = sum(counts.values())
+    yield (
+        f"  {made} proposals: {counts['kept']} kept, {counts['gate']} without a sure gain on dev, "
+        f"{counts['lint']} refused by the lint" + (f"; {summary['ended']}" if summary["ended"] else "")
+    )
+    yield ""
+    if not summary["changed"]:
+        yield "The guideline stays as it was: no proposal has shown a gain."
+    else:
+        yield "New or changed lines of the guideline, with the dev figure before and after the edit that brought them"
+        for line in summary["lines"]:
+            figures = "" if line["before"] is None else f"   {line['before']:.3f} to {line['after']:.3f}"
+            yield printable(f"  {line['line']:>3}  {line['text'][:90]}{figures}")
+    for part in ("dev", "test"):
+        if part in summary:
+            yield ""
+            yield from _part_lines(part, summary[part], FIGURE_NAMES[summary["figure"]])
+
+
+def _part_lines(part: str, found: Mapping[str, Any], figure: str) -> Iterable[str]:
+    again = " (these items decided what was kept)" if part == "dev" else " (rated once)"
+    yield f"{part} split, {found['items']:,} items{again}: {figure} with people's label"
+    changes = found["changes"]
+    for name, change in changes.items():
+        if name == "mean" and len(changes) == 2:
+            continue
+        interval = "" if change["low"] is None else f" [{change['low']:+.3f}, {change['high']:+.3f}]"
+        p = "-" if change["p"] is None else f"{change['p']:.4f}"
+        gain = change["after"] - change["before"]
+        yield printable(
+            f"  {name:<24} original {change['before']:.3f}   refined {change['after']:.3f}   "
+            f"difference {gain:+.3f}{interval}, one-sided p {p}"
+        )
+    if between := found["between_raters"]:
+        for name in between["before"]:
+            cells = [between[when][name] for when in ("before", "after")]
+            shown = ["-" if cell is None else f"{cell:.3f}" for cell in cells]
+            yield f"  raters with each other, {figure_name(name)}: original {shown[0]}, refined {shown[1]}"
+
+
+def figure_name(name: str) -> str:
+    """Return a figure's name for a reader."""
+    from raters.report import FIGURE_NAMES
+
+    return FIGURE_NAMES[name]

@@ -1,0 +1,265 @@
+"""The extractive writer: guideline lines in the traces' own words, chosen by what tells accepted draws from rejected.
+
+It needs no language model and is the baseline that one must beat. On traces in the rule reader's grammar a line is a
+rule whose direction is guessed more often in accepted draws. On any other traces a line is the sentence nearest the
+centroid of a cluster of sentences that accepted draws of a label contain more often than rejected ones. Either enters
+only behind an item-clustered z above 3, draws of one item not being independent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raters.contrasts import SIGNIFICANT_Z, RuleContrast, contrast_presence, contrast_rules
+from raters.critiques import Embedder, cluster, representatives
+from raters.guideline_text import Edit, Guideline, UnusableEditError
+from raters.models.embedded import STRENGTHS, read_steps
+from raters.observations import IN_WORDS
+from raters.scales import NominalScale, PairwiseScale
+from raters.writers import HEADINGS, Case, Material, Part, Proposal, TraceId, level_of
+
+RULES_HEADING = "## What to weigh"
+REST_IGNORED = "- rest ignored."
+_START = "- start at five."
+_MOST_SENTENCE_TRACES = 150
+_MOST_SENTENCES = 3000
+_MOST_CLUSTERS = 40
+_MOST_SENTENCE_CHARACTERS = 300
+_SOURCES = 5
+_RULE = re.compile(rf"^- (\w+) (helps|hurts) ({'|'.join(STRENGTHS)})\.$")
+_TWICE_FROM = 2 / 3
+"""A rule weighs twice if its z is at least this share of the strongest rule's."""
+
+
+@dataclass
+class ExtractiveWriter:
+    """Writes with the words of traces.
+
+    Attributes:
+        embedder: For sentences.
+        gate: Least |z|; 0 lets every rule through that is guessed more often, for comparison only.
+        most_rules: Most rules of a draft.
+    """
+
+    embedder: Embedder
+    gate: float = SIGNIFICANT_Z
+    most_rules: int = 10
+    needs_cases: bool = False
+    _contrasts: dict[int, tuple[list[RuleContrast], dict[str, list[int]]]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What a run calls it."""
+        return "extractive"
+
+    async def draft(self, part: Part, material: Material, guideline: Guideline, number: int) -> Proposal | None:
+        """Return the guideline with a section of rules, or of sentences for each label; None if none is significant."""
+        if part == "criteria":
+            return self._criteria(material, guideline, number)
+        rules, sources = self._rules(material)
+        stated = set(_stated(guideline))
+        new = [rule for rule in rules if rule.observation not in stated][: self.most_rules]
+        if not new:
+            return None
+        strongest = max(abs(rule.z) for rule in new)
+        lines = [line for rule in new for line in self._rule_lines(material, rule, strongest)]
+        kept = guideline.lines[slice(*guideline.section(RULES_HEADING))]
+        old = [line.text for line in kept[1:] if line.text.strip()]
+        try:
+            changed = guideline.with_section(RULES_HEADING, [*(old or [_opening(material)]), *lines], number)
+        except UnusableEditError:
+            return None
+        places = [place for rule in new for place in sources[rule.observation][:_SOURCES]]
+        why = "; ".join(f"{rule} (z {rule.z:+.1f} over {rule.items:,} items)" for rule in new)
+        return Proposal(number, part, changed, why, material.sources(places))
+
+    async def propose(
+        self, material: Material, guideline: Guideline, cases: Sequence[Case], tried: Sequence[str], number: int
+    ) -> Proposal | None:
+        """Return the first edit that was not tried: a rule more, a strength, a start, a rule less; None at the end."""
+        for edit, why, places in self._edits(material, guideline):
+            if why not in tried:
+                changed = guideline.apply(edit, number)
+                return Proposal(number, edit.action, changed, why, material.sources(places[:_SOURCES]))
+        return None
+
+    def _edits(self, material: Material, guideline: Guideline) -> Iterator[tuple[Edit, str, list[int]]]:
+        rules, sources = self._rules(material)
+        stated = _stated(guideline)
+        start, stop = guideline.section(RULES_HEADING)
+        if start == stop:
+            return
+        strongest = max([abs(rule.z) for rule in rules], default=1.0)
+        for rule in rules:
+            if rule.observation not in stated:
+                text = "\n".join(self._rule_lines(material, rule, strongest))
+                yield Edit("add", stop, text), f"add {rule} (z {rule.z:+.1f})", sources[rule.observation]
+        lines = [line.text for line in guideline.lines]
+        if _START not in lines:
+            yield Edit("add", stop, f"Begin in the middle of the scale.\n{_START}"), "add a start in the middle", []
+        if REST_IGNORED not in lines:
+            yield (
+                Edit("add", stop, f"Leave everything else out of account.\n{REST_IGNORED}"),
+                f"leave out all but {', '.join(stated)}",
+                [],
+            )
+        for name, (place, _, _) in reversed(stated.items()):
+            if guideline.lines[place].original is None and len(stated) > 1:
+                why = f"remove {name}, keep {_others(stated, name)}"
+                yield Edit("remove", place + 1), why, sources.get(name, [])
+        for name, (place, direction, strength) in stated.items():
+            for other in _nearby(strength):
+                new = f"- {name} {direction} {STRENGTHS[other]}."
+                yield (
+                    Edit("sharpen", place + 1, new),
+                    f"{name} {STRENGTHS[other]} instead of {STRENGTHS[strength]}, beside {_others(stated, name)}",
+                    sources.get(name, []),
+                )
+
+    def _rules(self, material: Material) -> tuple[list[RuleContrast], dict[str, list[int]]]:
+        """Return the significant rules, strongest first, and by observation accepted draws that guess them."""
+        key = id(material)
+        if key not in self._contrasts:
+            draws = material.draws
+            found, codes = np.unique(draws.items, return_inverse=True)
+            expected = _expected(material)
+            guesses: dict[tuple[str, int], list[int]] = defaultdict(list)
+
+            def rows() -> Iterator[tuple[int, str, bool, float]]:
+                for place, record in enumerate(draws.records(range(len(draws)))):
+                    if draws.accepted[place]:
+                        for step in read_steps(record["trace"]):
+                            if step.rule.guessed and step.change:
+                                guesses[step.rule.observation, step.rule.sign].append(place)
+                    yield int(codes[place]), record["trace"], bool(draws.accepted[place]), float(expected[place])
+
+            contrasts = [rule for rule in contrast_rules(rows(), len(found)) if abs(rule.z) > self.gate]
+            sources = {rule.observation: guesses[rule.observation, 1 if rule.z > 0 else -1] for rule in contrasts}
+            self._contrasts[key] = contrasts, sources
+        return self._contrasts[key]
+
+    def _rule_lines(self, material: Material, rule: RuleContrast, strongest: float) -> list[str]:
+        """Return a rule for people, and for the rule reader below it."""
+        strength = 2 if abs(rule.z) >= _TWICE_FROM * strongest else 1
+        words = IN_WORDS.get(rule.observation, rule.observation)
+        times = "" if strength == 1 else f", and weighs {STRENGTHS[strength - 1]}"
+        if isinstance(material.scale, PairwiseScale):
+            more = "more" if rule.z > 0 else "less"
+            sentence = f"{words[0].upper()}{words[1:]}: the text with {more} of it is ahead{times}."
+        else:
+            more = "more" if rule.z > 0 else "less"
+            nominal = isinstance(material.scale, NominalScale)
+            towards = f"likelier {material.levels[0]}" if nominal else "higher the rating"
+            sentence = f"{words[0].upper()}{words[1:]}: the {more}, the {towards}{times}."
+        return [sentence, f"- {rule} {STRENGTHS[strength - 1]}."]
+
+    def _criteria(self, material: Material, guideline: Guideline, number: int) -> Proposal | None:
+        """Return the guideline with the telling sentences of each label."""
+        lines, sources, reasons = [], list[TraceId](), []
+        for level in range(len(material.levels)):
+            for sentence, z, places in self._sentences(material, level):
+                lines.append(f"- {material.levels[level]}: {sentence}")
+                reasons.append(f"{material.levels[level]} (z {z:+.1f})")
+                sources += material.sources(places[:_SOURCES])
+        if not lines:
+            return None
+        try:
+            changed = guideline.with_section(HEADINGS["criteria"], lines, number)
+            # A sentence may quote its item or name another dimension: those go, the others stay.
+            wrong = {finding.line for finding in material.findings(changed)}
+            start, _ = changed.section(HEADINGS["criteria"])
+            lines = [line for place, line in enumerate(lines) if start + 3 + place not in wrong]
+            changed = guideline.with_section(HEADINGS["criteria"], lines, number)
+        except UnusableEditError:
+            return None
+        why = f"sentences that accepted draws contain more often than rejected ones: {', '.join(reasons)}"
+        return Proposal(number, "criteria", changed, why, tuple(dict.fromkeys(sources)))
+
+    def _sentences(self, material: Material, level: int) -> list[tuple[str, float, list[int]]]:
+        """Return the telling sentences of a label, each with its z and accepted draws that contain it.
+
+        Among draws with the label's verdict some are accepted and some are not. A sentence of its cluster tells the
+        two apart if it stands more often in accepted ones.
+        """
+        draws = material.draws
+        verdicts = np.where(np.isfinite(draws.numbers), draws.numbers, -1.0)
+        of_level = np.isfinite(draws.numbers) & (level_of(verdicts, material.scale) == level)
+        chance = np.random.default_rng([material.seed, level])
+        chosen = [
+            chance.permutation(np.flatnonzero(of_level & kind & ~draws.doubtful))[:_MOST_SENTENCE_TRACES]
+            for kind in (draws.accepted, ~draws.accepted)
+        ]
+        if not all(len(places) for places in chosen):
+            return []
+        places = np.sort(np.concatenate(chosen))
+        texts, owners = [], []
+        for place, record in zip(places.tolist(), draws.records(places), strict=True):
+            swapped_pair = record["swapped"] and isinstance(material.scale, PairwiseScale)
+            if swapped_pair or next(read_steps(record["trace"]), None) is not None:
+                continue
+            for sentence in sentences_of(record["trace"]):
+                texts.append(sentence)
+                owners.append(place)
+        texts, owners = texts[:_MOST_SENTENCES], owners[:_MOST_SENTENCES]
+        if len(set(texts)) < 2:
+            return []
+        vectors = self.embedder.embed(texts)
+        clusters = cluster(vectors, most=min(_MOST_CLUSTERS, max(2, len(texts) // 10)), seed=material.seed)
+        found = []
+        for members in representatives(texts, vectors, clusters):
+            code = clusters.assignment[members[0]]
+            inside = {owners[place] for place in np.flatnonzero(clusters.assignment == code).tolist()}
+            used = sorted(set(owners))
+            present = np.array([place in inside for place in used])
+            z = contrast_presence(draws.items[used], present, draws.accepted[used])
+            if z > self.gate:
+                found.append(
+                    (texts[members[0]], z, [place for place in used if place in inside and draws.accepted[place]])
+                )
+        return sorted(found, key=lambda one: -one[1])
+
+
+def sentences_of(trace: str) -> list[str]:
+    """Return the sentences of a trace that can stand in a guideline: of three words or more, not too long."""
+    parts = re.split(r"(?<=[.!?])\s+|\n+", trace)
+    cleaned = (re.sub(r"^[\s>*#•-]+|^\d+[.)]\s+", "", part).strip() for part in parts)
+    return [part for part in cleaned if len(part.split()) >= 3 and len(part) <= _MOST_SENTENCE_CHARACTERS]
+
+
+def _expected(material: Material) -> NDArray[np.float64]:
+    """Return (draws,) how frequent labels are, over items, that each draw's verdict would agree with."""
+    draws = material.draws
+    _, first = np.unique(draws.items, return_index=True)
+    labels, tolerance = draws.labels[first], material.run.tolerance + 1e-9
+    verdicts, codes = np.unique(np.nan_to_num(draws.numbers, nan=-1.0), return_inverse=True)
+    shares = np.array([float((np.abs(labels - verdict) <= tolerance).mean()) for verdict in verdicts])
+    return np.where(np.isfinite(draws.numbers), shares[codes], 0.0)
+
+
+def _opening(material: Material) -> str:
+    if isinstance(material.scale, PairwiseScale):
+        return "Compare the two texts in these respects; where they differ little, a respect counts for nothing."
+    return "Look at these respects; what is about average in one of them counts for nothing there."
+
+
+def _stated(guideline: Guideline) -> dict[str, tuple[int, str, int]]:
+    """Return by observation where its rule stands, its direction, and the place of its strength."""
+    found = {}
+    for place, line in enumerate(guideline.lines):
+        if rule := _RULE.match(line.text.strip()):
+            found[rule[1]] = (place, rule[2], STRENGTHS.index(rule[3]))
+    return found
+
+
+def _nearby(strength: int) -> list[int]:
+    return [other for other in (strength + 1, strength - 1) if 0 <= other < len(STRENGTHS)]
+
+
+def _others(stated: dict[str, tuple[int, str, int]], name: str) -> str:
+    return ", ".join(f"{other} {STRENGTHS[strength]}" for other, (_, _, strength) in stated.items() if other != name)
