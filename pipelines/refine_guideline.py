@@ -63,7 +63,7 @@ class RefineGuidelineOptions(StageOptions):
     guideline: str | None = Field(None, description="file of the guideline to begin with (default: the corpus's)")
     rounds: int = Field(1, ge=1, le=20, description="infer traces again under the refined guideline, so many times")
     level: float = Field(0.05, gt=0, lt=1, description="level of the one-sided test that an edit has to pass")
-    patience: int = Field(6, ge=1, description="proposals in a row without a gain that end a round")
+    patience: int = Field(10, ge=1, description="proposals in a row without a gain that end a round")
     max_proposals: int = Field(40, ge=1, description="most proposals of a round")
     draws: int = Field(8, ge=1, le=1024, description="draws of a rater for an item")
     dev_limit: int | None = Field(None, ge=LEAST_DEV_ITEMS, description="most dev items that decide (default: all)")
@@ -440,7 +440,7 @@ def _writer(plan: _Plan, scribe: Any) -> Writer:
     options = plan.options
     embedder = open_embedder(options.embeddings, options.base_url)
     if scribe is None:
-        return ExtractiveWriter(embedder, options.gate_z)
+        return ExtractiveWriter(embedder, options.gate_z, drafted_rules=1 if options.method == "contrast" else 10)
     return ModelWriter(scribe, embedder, options.instruction_traces, options.rubric_traces)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from raters.contrasts import SIGNIFICANT_Z, RuleContrast, contrast_presence, contrast_rules
 from raters.critiques import Embedder, cluster, representatives
-from raters.guideline_text import Edit, Guideline, UnusableEditError
+from raters.guideline_text import MOST_EDIT_LINES, Edit, Guideline, UnusableEditError
 from raters.models.embedded import STRENGTHS, read_steps
 from raters.observations import IN_WORDS
 from raters.scales import NominalScale, PairwiseScale
@@ -44,12 +44,15 @@ class ExtractiveWriter:
     Attributes:
         embedder: For sentences.
         gate: Least |z|; 0 lets every rule through that is guessed more often, for comparison only.
-        most_rules: Most rules of a draft.
+        drafted_rules: Most rules of a draft. One is best where edits follow: statistics of one text go together, and
+            a rule that only stands for another one is then refused by the gate.
+        most_rules: Most rules that are proposed to join those that are stated.
     """
 
     embedder: Embedder
     gate: float = SIGNIFICANT_Z
-    most_rules: int = 10
+    drafted_rules: int = 1
+    most_rules: int = 6
     needs_cases: bool = False
     _contrasts: dict[int, tuple[list[RuleContrast], dict[str, list[int]]]] = field(default_factory=dict)
 
@@ -64,11 +67,11 @@ class ExtractiveWriter:
             return self._criteria(material, guideline, number)
         rules, sources = self._rules(material)
         stated = set(_stated(guideline))
-        new = [rule for rule in rules if rule.observation not in stated][: self.most_rules]
+        new = [rule for rule in rules if rule.observation not in stated][: self.drafted_rules]
         if not new:
             return None
         strongest = max(abs(rule.z) for rule in new)
-        lines = [line for rule in new for line in self._rule_lines(material, rule, strongest)]
+        lines = [line for rule in new for line in self._rule_lines(material, rule, self._strength(rule, strongest))]
         kept = guideline.lines[slice(*guideline.section(RULES_HEADING))]
         old = [line.text for line in kept[1:] if line.text.strip()]
         try:
@@ -96,10 +99,19 @@ class ExtractiveWriter:
         if start == stop:
             return
         strongest = max([abs(rule.z) for rule in rules], default=1.0)
-        for rule in rules:
-            if rule.observation not in stated:
-                text = "\n".join(self._rule_lines(material, rule, strongest))
-                yield Edit("add", stop, text), f"add {rule} (z {rule.z:+.1f})", sources[rule.observation]
+        beside = ", ".join(stated)
+        unstated = [rule for rule in rules if rule.observation not in stated][: self.most_rules]
+        for rule in unstated:
+            likely = self._strength(rule, strongest)
+            for strength in (likely, 3 - likely):
+                text = "\n".join(self._rule_lines(material, rule, strength))
+                why = f"add {rule} {STRENGTHS[strength - 1]} (z {rule.z:+.1f}) to {beside}"
+                yield Edit("add", stop, text), why, sources[rule.observation]
+        if 2 <= len(unstated) <= MOST_EDIT_LINES // 2:
+            # What is too little alone to be told from chance may be enough together.
+            text = "\n".join(line for rule in unstated for line in self._rule_lines(material, rule, 1))
+            places = [place for rule in unstated for place in sources[rule.observation][:1]]
+            yield Edit("add", stop, text), f"add {', '.join(map(str, unstated))} to {beside}", places
         lines = [line.text for line in guideline.lines]
         if _START not in lines:
             yield Edit("add", stop, f"Begin in the middle of the scale.\n{_START}"), "add a start in the middle", []
@@ -112,7 +124,8 @@ class ExtractiveWriter:
         for name, (place, _, _) in reversed(stated.items()):
             if guideline.lines[place].original is None and len(stated) > 1:
                 why = f"remove {name}, keep {_others(stated, name)}"
-                yield Edit("remove", place + 1), why, sources.get(name, [])
+                # The sentence for people goes with its rule.
+                yield Edit("remove", place, count=2), why, sources.get(name, [])
         for name, (place, direction, strength) in stated.items():
             for other in _nearby(strength):
                 new = f"- {name} {direction} {STRENGTHS[other]}."
@@ -144,20 +157,20 @@ class ExtractiveWriter:
             self._contrasts[key] = contrasts, sources
         return self._contrasts[key]
 
-    def _rule_lines(self, material: Material, rule: RuleContrast, strongest: float) -> list[str]:
+    def _strength(self, rule: RuleContrast, strongest: float) -> int:
+        """Return how often a rule should count at first: once or twice."""
+        return 2 if abs(rule.z) >= _TWICE_FROM * strongest else 1
+
+    def _rule_lines(self, material: Material, rule: RuleContrast, strength: int) -> list[str]:
         """Return a rule for people, and for the rule reader below it."""
-        strength = 2 if abs(rule.z) >= _TWICE_FROM * strongest else 1
-        words = IN_WORDS.get(rule.observation, rule.observation)
-        times = "" if strength == 1 else f", and weighs {STRENGTHS[strength - 1]}"
+        words, more = IN_WORDS.get(rule.observation, rule.observation), "more" if rule.z > 0 else "less"
         if isinstance(material.scale, PairwiseScale):
-            more = "more" if rule.z > 0 else "less"
-            sentence = f"{words[0].upper()}{words[1:]}: the text with {more} of it is ahead{times}."
+            meaning = f"the text with {more} of it is ahead"
+        elif isinstance(material.scale, NominalScale):
+            meaning = f"the {more}, the likelier {material.levels[0]}"
         else:
-            more = "more" if rule.z > 0 else "less"
-            nominal = isinstance(material.scale, NominalScale)
-            towards = f"likelier {material.levels[0]}" if nominal else "higher the rating"
-            sentence = f"{words[0].upper()}{words[1:]}: the {more}, the {towards}{times}."
-        return [sentence, f"- {rule} {STRENGTHS[strength - 1]}."]
+            meaning = f"the {more}, the higher the rating"
+        return [f"{words[0].upper()}{words[1:]}: {meaning}.", f"- {rule} {STRENGTHS[strength - 1]}."]
 
     def _criteria(self, material: Material, guideline: Guideline, number: int) -> Proposal | None:
         """Return the guideline with the telling sentences of each label."""
@@ -243,9 +256,10 @@ def _expected(material: Material) -> NDArray[np.float64]:
 
 
 def _opening(material: Material) -> str:
+    weights = "Once, twice and thrice say how much it weighs."
     if isinstance(material.scale, PairwiseScale):
-        return "Compare the two texts in these respects; where they differ little, a respect counts for nothing."
-    return "Look at these respects; what is about average in one of them counts for nothing there."
+        return f"Compare the two texts in these respects; where they differ little, a respect counts for nothing. {weights}"
+    return f"Look at these respects; what is about average in one of them counts for nothing there. {weights}"
 
 
 def _stated(guideline: Guideline) -> dict[str, tuple[int, str, int]]:

@@ -54,12 +54,14 @@ class Edit:
         line: The line it concerns, from 1; for `add` 0 is the top.
         text: New line or lines, for `add` and `sharpen`.
         to: For `move`: the line after which it goes, counted before the move.
+        count: For `remove`: how many lines go, from `line` on.
     """
 
     action: Action
     line: int
     text: str = ""
     to: int = 0
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class Guideline:
             new = [replace(old, text=first, proposal=proposal), *(Line(text, None, proposal) for text in more)]
             lines[edit.line - 1 : edit.line] = new
         elif edit.action == "remove":
-            del lines[edit.line - 1]
+            del lines[edit.line - 1 : edit.line - 1 + edit.count]
         else:
             if not 0 <= edit.to <= len(lines) or edit.to in (edit.line, edit.line - 1):
                 raise UnusableEditError(f"line {edit.line} cannot go after line {edit.to}")

@@ -51,7 +51,7 @@ class RefineSettings:
     edits: bool = True
     level: float = 0.05
     rounds: int = 1
-    patience: int = 6
+    patience: int = 10
     most_proposals: int = 40
     dev_draws: int = 4
     train_items: int = 60

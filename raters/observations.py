@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, pairwise
 from typing import Any
 
@@ -208,9 +209,15 @@ def sampled(count: int, most: int = MAX_FITTED_ITEMS) -> Iterable[int]:
     return range(count) if count <= most else (round(place * (count - 1) / (most - 1)) for place in range(most))
 
 
-def _measure(inputs: Mapping[str, str], fields: tuple[str, ...], second: str | None) -> dict[str, float]:
-    held_against = None if second is None else _Text.of(inputs.get(second, ""))
-    measured = [_measure_text(_Text.of(inputs.get(name, "")), held_against) for name in fields]
+def _measure(inputs: Mapping[str, str], fields: tuple[str, ...], second: str | None) -> Mapping[str, float]:
+    texts = tuple(inputs.get(name, "") for name in fields)
+    return _measured(texts, None if second is None else inputs.get(second, ""))
+
+
+@lru_cache(maxsize=4096)  # a rater asks for the same item once a draw
+def _measured(texts: tuple[str, ...], second: str | None) -> Mapping[str, float]:
+    held_against = None if second is None else _Text.of(second)
+    measured = [_measure_text(_Text.of(text), held_against) for text in texts]
     if len(measured) == 1:
         return measured[0]
     first, other = measured
