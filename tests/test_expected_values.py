@@ -316,6 +316,10 @@ def test_ratings_with_bad_probabilities_are_refused_in_one_line(tmp_path: Path) 
     )
     draws = read_draws(tmp_path / "r.jsonl", "r", corpus, corpus.dimension(None), "mean")
     assert draws.values(corpus.dimension(None).scale).tolist() == [2.0, 1.5]
+    # Ratings of a part of the corpus.
+    write_jsonl(tmp_path / "r.jsonl", [{**good, "item_id": "b"}])
+    draws = read_draws(tmp_path / "r.jsonl", "r", corpus, corpus.dimension(None), "mean")
+    assert (draws.items.tolist(), draws.values(corpus.dimension(None).scale).tolist()) == ([1], [1.5])
 
 
 def test_a_run_whose_ratings_hold_bad_probabilities_does_not_go_on(

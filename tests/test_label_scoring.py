@@ -103,6 +103,12 @@ def test_scores_are_those_of_plain_forward_passes(tiny: Path) -> None:
     assert expected["10"] != expected["1"]
 
 
+def test_labels_that_all_begin_alike_are_scored_from_their_beginning(tiny: Path) -> None:
+    labels = ("10", "12", "11")
+    [completion] = draw(tiny, [1], SamplingSettings(max_tokens=2, label_logprobs=labels))
+    assert close(completion.label_logprobs, expected_logprobs(*plain(tiny), MESSAGES, "", labels))
+
+
 def test_scores_under_an_adapter(tiny: Path, tmp_path: Path) -> None:
     adapter = make_adapter(tiny, tmp_path / "adapter")
     [completion] = draw(tiny, [1], SamplingSettings(max_tokens=2, label_logprobs=LABELS), adapter=adapter)

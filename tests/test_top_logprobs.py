@@ -157,6 +157,13 @@ def test_digits_one_by_one_are_missing_if_another_was_written() -> None:
     assert masses(TEN, *OPEN, place, *CLOSE) == {"7": 0.8, "2": 0.1}
 
 
+def test_a_label_that_is_known_in_part_only_is_missing() -> None:
+    place = ("7", {"7": 0.5, "1</": 0.1, "1": 0.3, "2": 0.1})  # .1 is surely 1, and .3 is 1 or 10
+    assert masses(TEN, *OPEN, place, *CLOSE) == {"7": 0.5, "2": 0.1}
+    place = ("7", {"7": 0.79, "1</": 0.1, "1": 0.009, "2": 0.1})  # so little of it is in doubt that it counts
+    assert masses(TEN, *OPEN, place, *CLOSE) == {"7": 0.79, "1": 0.1, "2": 0.1}
+
+
 def test_a_vocabulary_that_has_10_as_a_token_means_1_by_1() -> None:
     place = ("7", {"7": 0.5, "1": 0.3, "10": 0.2})
     assert masses(TEN, *OPEN, place, *CLOSE) == {"7": 0.5, "1": 0.3, "10": 0.2}
