@@ -162,18 +162,14 @@ def test_temperature_and_nucleus_do_not_change_scores(rater: Path) -> None:
         assert close(completion.label_logprobs, expected)
 
 
-def test_an_answer_is_scored_behind_its_own_words(rater: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_is_scored_behind_its_own_words(rater: Path) -> None:
     """What was written before the tag is part of what the label follows; what comes behind it is not."""
     loaded = generation.load_model(f"hf/{rater}", str(rater), None, "cpu", None)
-    written = loaded.tokenizer("Well, <rating>2</rating> it is").input_ids
-    monkeypatch.setattr(
-        loaded.model,
-        "generate",
-        lambda input_ids, **_: __import__("torch").tensor([[*input_ids[0].tolist(), *written]]),
-    )
     prompt = generation.render(loaded, MESSAGES, 40)
+    written = generation._written(loaded, prompt, loaded.tokenizer("Well, <rating>2</rating> it is").input_ids)
     settings = SamplingSettings(label_logprobs=("1", "2", "3"))
-    [completion] = generation.generate(loaded, [prompt], [1], settings, lambda row: False)
+    [scores] = generation._label_scores(loaded, [prompt], [written], settings)
+    completion = generation._completion(prompt, written, scores)
     assert completion.text == "Well, <rating>2</rating> it is"
     expected = expected_logprobs(*plain(rater), MESSAGES, "Well, ", ("1", "2", "3"))
     assert close(completion.label_logprobs, expected)
