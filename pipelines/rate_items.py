@@ -54,7 +54,11 @@ class RateItemsOptions(StageOptions):
         None, description="how draws become one verdict (default: mean, or majority on scales without order)"
     )
     prompt: str | None = Field(None, description="with --model: prompt of prompts/ or a .md file")
-    reasoning: bool = Field(True, description="with --model: let it think first; --no-reasoning asks for the verdict")
+    reasoning: bool = Field(
+        True,
+        description="with --model: let it think first; --no-reasoning asks for the verdict alone and, where the model "
+        "tells the labels' probabilities, rates by the expected value over them",
+    )
     temperature: float | None = Field(None, ge=0, description="sampling temperature (default: the rater's, or 1)")
     top_p: float | None = Field(None, gt=0, le=1, description="nucleus to sample from (default: the rater's, or 1)")
     max_tokens: int | None = Field(None, ge=1, description="most tokens of a draw (default: the rater's, or 4096)")
@@ -156,6 +160,8 @@ class _Plan:
             "draws_per_item": self.draws,
             "draws": sheet.draws,
             "unreadable": sheet.unreadable,
+            "draws_with_probabilities": sheet.with_probabilities,
+            "verdicts_from_probabilities": sheet.read_from["probabilities"],
             "finish_reasons": dict(sheet.finish_reasons),
             "prompt_tokens": sheet.prompt_tokens,
             "completion_tokens": sheet.completion_tokens,
@@ -363,11 +369,26 @@ def _summary_lines(plan: _Plan, sheet: RatingSheet) -> list[str]:
         printable(f"  model {plan.spec.model}, {plan.draws} draw(s) an item, aggregate: {plan.spec.aggregate}"),
         f"  rated {len(verdicts):,} items; unreadable draws: {percent(sheet.unreadable / max(sheet.draws, 1), 2)}",
     ]
+    lines += _probability_lines(sheet)
     if names:
         lines += [row("verdict", names), row("items", shown)]
     cost = plan.cost(sheet)
     tokens = f"{sheet.prompt_tokens:,} tokens read, {sheet.completion_tokens:,} written"
     return [*lines, f"  {tokens}, {'cost unknown' if cost is None else f'${cost:,.2f}'}"]
+
+
+def _probability_lines(sheet: RatingSheet) -> list[str]:
+    """Return how many draws came with the probabilities of the labels, if those were asked for."""
+    if not sheet.probabilities.size:
+        return []
+    if not sheet.with_probabilities:
+        return ["  the model told no probabilities of the labels: rated by the verdicts it wrote"]
+    what = {"mean": "expected value", "median": "median", "majority": "most probable label"}[sheet.spec.aggregate]
+    line = (
+        f"  rated by the {what} over the labels' probabilities in {sheet.with_probabilities:,} of {sheet.draws:,} draws"
+    )
+    unread = sheet.read_from["probabilities"]
+    return [line + (f", {unread:,} of them with an answer that cannot be read" if unread else "")]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from raters.corpora import Corpus
 from raters.corpus_files import Dimension, first_problem
 from raters.gold import AggregateMethod, aggregate_draws, default_method
 from raters.journal import sha256_of, write_atomically
+from raters.label_probabilities import label_texts
 from raters.models.protocol import SamplingSettings
 from raters.observations import Observations
 from raters.prompts import prompt_from_text
@@ -70,7 +71,8 @@ class RaterSpec:
         settings: Temperature, top-p, most tokens.
         draws: Draws for an item, by default.
         aggregate: How they become one verdict.
-        reasoning: False if it gives its verdict alone.
+        reasoning: False if it gives its verdict alone, rated by the expected value over labels where the model tells
+            their probabilities.
         seed: Of its draws.
         seen: Items that its making has seen.
         certificate: What was measured of it; None before that.
@@ -91,6 +93,12 @@ class RaterSpec:
     def dimension(self) -> Dimension:
         """The dimension it rates."""
         return self.question.dimension
+
+    @property
+    def asked_settings(self) -> SamplingSettings:
+        """What its model is asked with: its settings, and without reasoning the log-probabilities of the labels."""
+        texts = None if self.reasoning else label_texts(self.dimension.scale) or None
+        return replace(self.settings, label_logprobs=texts)
 
     @property
     def sha256(self) -> str:

@@ -9,21 +9,32 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raters.corpora import Corpus
 from raters.drawing import REFUSED, DrawPool, Source, draw_seed, is_swapped
-from raters.gold import aggregate_draws, nearest_label
+from raters.gold import nearest_label
 from raters.journal import Journal, Record
+from raters.label_probabilities import (
+    Probabilities,
+    as_record,
+    expected_value,
+    from_record,
+    joined_draws,
+    mean_probabilities,
+    most_probable,
+    probabilities_of,
+    swapped_back,
+)
 from raters.ledger import UNDRAWN, UNREADABLE
 from raters.models import open_model
 from raters.models.protocol import Completion, Model
 from raters.rater_files import RaterSpec, read_rater
 from raters.records import ConfigError, DataError, Item, Label, ModelError, is_utf8, shown
-from raters.scales import PairwiseScale
+from raters.scales import PairwiseScale, listed_labels
 from raters.traces import trace_of
 
 
@@ -33,15 +44,18 @@ class Rating:
 
     Attributes:
         verdict: The label nearest to what its draws say together; None if none of them could be read.
-        value: That as a quantity: the mean of 3 and 4 is 3.5; None if none could be read.
+        value: That as a quantity: the mean of 3 and 4 is 3.5; the expected value over labels if the model told their
+            probabilities; None if none could be read.
         verdicts: What each draw said, None where unreadable.
         reasoning: The thinking of each draw.
+        label_probabilities: Mean over draws of each label's probability; None if not every readable draw has them.
     """
 
     verdict: Label | None
     value: float | None
     verdicts: tuple[Label | None, ...]
     reasoning: tuple[str, ...]
+    label_probabilities: Mapping[Label, float] | None = field(default=None, hash=False)
 
 
 class Rater:
@@ -102,7 +116,7 @@ class Rater:
         self.close()
 
     async def _rate(self, items: Sequence[Item], draws: int) -> list[Rating]:
-        pool = DrawPool(self.spec.settings, self._concurrency, set())
+        pool = DrawPool(self.spec.asked_settings, self._concurrency, set())
         source = Source(self._model, self.spec.question)
         made: dict[tuple[int, int], Draw] = {}
 
@@ -171,6 +185,9 @@ class Draw:
         seconds: Wall time of the request.
         trace: Its reasoning.
         verdict: On the scale; None if unreadable.
+        probabilities: (labels,) of each label, in the original order of a pair; None if the model told none.
+        verdict_from: `answer`; or `probabilities` where nothing can be read in the answer, so that the verdict is the
+            label the model was most likely to write; None if unreadable.
     """
 
     number: int
@@ -180,6 +197,8 @@ class Draw:
     seconds: float
     trace: str
     verdict: Label | None
+    probabilities: Probabilities | None = None
+    verdict_from: Literal["answer", "probabilities"] | None = None
 
 
 async def ask_once(pool: DrawPool, source: Source, spec: RaterSpec, item: Item, number: int) -> Draw:
@@ -191,20 +210,33 @@ async def ask_once(pool: DrawPool, source: Source, spec: RaterSpec, item: Item, 
     if completion.finish_reason == REFUSED:
         return Draw(number, seed, swapped, completion, seconds, "", None)
     verdict = scale.read_verdict(completion.text)
-    if swapped and verdict is not None:
-        verdict = scale.swapped(verdict)
-    return Draw(number, seed, swapped, completion, seconds, trace_of(completion), verdict)
+    probabilities = probabilities_of(completion.label_logprobs, scale)
+    if swapped:
+        verdict = None if verdict is None else scale.swapped(verdict)
+        probabilities = None if probabilities is None else swapped_back(probabilities, scale)
+    source_of_verdict: Literal["answer", "probabilities"] | None = None if verdict is None else "answer"
+    if verdict is None and probabilities is not None:
+        verdict, source_of_verdict = most_probable(probabilities, scale), "probabilities"
+    trace = trace_of(completion)
+    return Draw(number, seed, swapped, completion, seconds, trace, verdict, probabilities, source_of_verdict)
 
 
 def _joined(draws: Sequence[Draw], spec: RaterSpec) -> Rating:
     scale = spec.dimension.scale
     numbers = np.array([UNREADABLE if draw.verdict is None else scale.number(draw.verdict) for draw in draws])
-    value = aggregate_draws(numbers, spec.aggregate, scale)
+    labels = listed_labels(scale)
+    told = np.full((len(draws), len(labels)), np.nan)
+    for row, draw in enumerate(draws):
+        if draw.probabilities is not None:
+            told[row] = draw.probabilities
+    value = joined_draws(numbers, told, spec.aggregate, scale)
+    together = mean_probabilities(numbers, told)
     return Rating(
         verdict=None if value is None else nearest_label(value, scale),
         value=value,
         verdicts=tuple(draw.verdict for draw in draws),
         reasoning=tuple(draw.trace for draw in draws),
+        label_probabilities=None if together is None else dict(zip(labels, together.tolist(), strict=True)),
     )
 
 
@@ -217,14 +249,18 @@ class RatingSheet:
         spec: The rater.
         items: (rows,) corpus index of each item, in the order of work.
         numbers: (rows, draws) verdict as the scale's number, UNDRAWN or UNREADABLE.
+        probabilities: (rows, draws, labels) of each label, nan where a draw has none; no labels if none are asked for.
     """
 
     corpus: Corpus
     spec: RaterSpec
     items: NDArray[np.int64]
     numbers: NDArray[np.float64]
+    probabilities: NDArray[np.float64]
     draws: int = 0
     unreadable: int = 0
+    with_probabilities: int = 0
+    read_from: Counter[str] = field(default_factory=Counter)
     finish_reasons: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -232,15 +268,22 @@ class RatingSheet:
     @classmethod
     def empty(cls, corpus: Corpus, spec: RaterSpec, items: NDArray[np.int64], draws: int) -> Self:
         """Return a sheet on which nothing is drawn."""
-        return cls(corpus, spec, items, np.full((len(items), draws), UNDRAWN))
+        shape = (len(items), draws, len(spec.asked_settings.label_logprobs or ()))
+        return cls(corpus, spec, items, np.full(shape[:2], UNDRAWN), np.full(shape, np.nan))
 
     def enter(self, record: Record, row: int) -> None:
         """Enter a line of ratings.jsonl."""
-        if self.numbers[row, record["draw"]] != UNDRAWN:
+        place, scale = (row, record["draw"]), self.spec.dimension.scale
+        if self.numbers[place] != UNDRAWN:
             return
+        told = record.get("label_probabilities")
+        if told is not None and self.probabilities.size:
+            self.probabilities[place] = from_record(told, scale)
+            self.with_probabilities += 1
         verdict = record["verdict"]
-        self.numbers[row, record["draw"]] = UNREADABLE if verdict is None else self.spec.dimension.scale.number(verdict)
+        self.numbers[place] = UNREADABLE if verdict is None else scale.number(verdict)
         self.draws += 1
+        self.read_from[str(record.get("verdict_from"))] += 1
         self.unreadable += verdict is None
         self.finish_reasons[record["finish_reason"]] += 1
         self.prompt_tokens += record["prompt_tokens"] or 0
@@ -291,7 +334,7 @@ class RatingSheet:
         for row in np.argsort(self.items, kind="stable").tolist():
             numbers = self.numbers[row]
             made = numbers[numbers != UNDRAWN]
-            value = aggregate_draws(made, self.spec.aggregate, scale)
+            value = joined_draws(made, self.probabilities[row, numbers != UNDRAWN], self.spec.aggregate, scale)
             yield {
                 "item_id": self.corpus.item_ids[self.items[row]],
                 "dimension": self.spec.dimension.name,
@@ -315,7 +358,7 @@ class RatingRun:
         """Prepare; nothing is drawn yet."""
         self.sheet, self.journal = sheet, journal
         self.source = Source(model, sheet.spec.question)
-        self.pool = DrawPool(sheet.spec.settings, concurrency, {model.spec} if sheet.draws else set())
+        self.pool = DrawPool(sheet.spec.asked_settings, concurrency, {model.spec} if sheet.draws else set())
         self._sha256 = sheet.spec.sha256
         self._on_draw = on_draw
 
@@ -333,6 +376,7 @@ class RatingRun:
         spec = self.sheet.spec
         item = self.sheet.corpus.item(int(self.sheet.items[row]))
         draw = await ask_once(self.pool, self.source, spec, item, number)
+        scale, told = spec.dimension.scale, draw.probabilities
         record = {
             "item_id": item.item_id,
             "dimension": spec.dimension.name,
@@ -344,6 +388,9 @@ class RatingRun:
             "trace": draw.trace,
             "answer": draw.completion.text,
             "verdict": draw.verdict,
+            "verdict_from": draw.verdict_from,
+            "expected": None if told is None else expected_value(told, scale),
+            "label_probabilities": None if told is None else as_record(told, scale),
             "finish_reason": draw.completion.finish_reason,
             "prompt_tokens": draw.completion.prompt_tokens,
             "completion_tokens": draw.completion.completion_tokens,

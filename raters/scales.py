@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, Stric
 from raters.records import Label, shown
 
 _RATING = re.compile(r"<rating>((?:(?!<rating>).)*?)</rating>", re.IGNORECASE | re.DOTALL)
+_OPENED = re.compile("<rating>", re.IGNORECASE)
 _DECORATION = " \t\r\n`'\"*_"
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)")
 _ROUNDING = 1e-9
@@ -28,6 +29,16 @@ def rating_text(text: str) -> str | None:
     """Return what stands in the last `<rating>...</rating>` of an answer; None if there is none."""
     found = _RATING.findall(text)
     return str(found[-1]).strip() if found else None
+
+
+def rating_start(text: str) -> int | None:
+    """Return where the rating of an answer begins: behind the tag of `rating_text`, or behind one left open.
+
+    None if there is no `<rating>` at all.
+    """
+    closed = [found.start(1) for found in _RATING.finditer(text)]
+    places = closed or [found.end() for found in _OPENED.finditer(text)]
+    return places[-1] if places else None
 
 
 class _Scale(BaseModel, ABC):

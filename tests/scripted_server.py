@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -16,7 +16,10 @@ from typing import Any, Literal, Self
 
 @dataclass(frozen=True)
 class Answer:
-    """A completion, field by field as the real API sends it."""
+    """A completion, field by field as the real API sends it.
+
+    `logprobs` holds entries of `token_entry`; they are sent if the request asks for them, cut to its `top_logprobs`.
+    """
 
     content: str | None = ""
     reasoning: str | None = None
@@ -28,6 +31,7 @@ class Answer:
     reasoning_tokens: int = 0
     usage: bool = True
     choices: bool = True
+    logprobs: Sequence[Mapping[str, Any]] | None = None
     delay_seconds: float = 0.0
 
 
@@ -44,6 +48,16 @@ class Fault:
     body: bytes | None = None
     drop: bool = False
     delay_seconds: float = 0.0
+
+
+def token_entry(text: str, logprob: float, top: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Return a token of `choices[].logprobs.content` as OpenAI sends it, with the likely tokens in its place."""
+
+    def entry(name: str, value: float) -> dict[str, Any]:
+        return {"token": name, "logprob": value, "bytes": list(name.encode())}
+
+    ranked = sorted((top or {}).items(), key=lambda option: -option[1])
+    return {**entry(text, logprob), "top_logprobs": [entry(*option) for option in ranked]}
 
 
 Script = Callable[[dict[str, Any], int], Answer | Fault]
@@ -134,7 +148,12 @@ def _completion(answer: Answer, body: dict[str, Any], count: int) -> bytes:
     }
     if answer.reasoning is not None:
         message[answer.reasoning_field] = answer.reasoning
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
+    logprobs = None
+    if body.get("logprobs") and answer.logprobs is not None:
+        most = body.get("top_logprobs") or 0
+        cut = [{**entry, "top_logprobs": entry["top_logprobs"][:most]} for entry in answer.logprobs]
+        logprobs = {"content": cut, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": answer.finish_reason}
     payload: dict[str, Any] = {
         "id": f"chatcmpl-{count}",
         "object": "chat.completion",

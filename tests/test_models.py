@@ -429,7 +429,8 @@ def test_hf_keeps_tags_that_are_special_tokens(loaded: generation.LoadedModel) -
     ids = loaded.tokenizer("<think>why</think><rating>4</rating>").input_ids
     prompt = generation.Prompt([1, 2, 3], 50, "")
     padded = [*ids, loaded.tokenizer.eos_token_id, loaded.tokenizer.pad_token_id]
-    assert generation._completion(loaded, prompt, padded) == Completion(
+    written = generation._written(loaded, prompt, padded)
+    assert generation._completion(prompt, written, None) == Completion(
         text="<rating>4</rating>",
         reasoning="why",
         finish_reason="stop",

@@ -53,8 +53,8 @@ Record = dict[str, Any]
 Run = Callable[..., "Outcome"]
 
 FIELDS = (
-    "item_id dimension draw model rater_sha256 seed swapped trace answer verdict finish_reason prompt_tokens "
-    "completion_tokens seconds"
+    "item_id dimension draw model rater_sha256 seed swapped trace answer verdict verdict_from expected "
+    "label_probabilities finish_reason prompt_tokens completion_tokens seconds"
 ).split()
 
 
@@ -238,6 +238,7 @@ def test_a_rating_is_what_the_model_said(finished: Finished) -> None:
         assert record["trace"].endswith(f" {record['verdict']}.")
         assert (record["model"], record["dimension"], record["finish_reason"]) == ("embedded", "helpfulness", "stop")
         assert record["swapped"] is False
+        assert (record["verdict_from"], record["expected"], record["label_probabilities"]) == ("answer", None, None)
         assert 0 <= record["seconds"] < 10
     assert len({record["seed"] for record in finished.ratings}) == len(finished.ratings)
     assert len({record["verdict"] for record in finished.ratings}) > 3

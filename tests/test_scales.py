@@ -10,7 +10,16 @@ from pydantic import ValidationError
 
 from raters.models.protocol import split_reasoning
 from raters.records import Label
-from raters.scales import SCALE_ADAPTER, IntervalScale, NominalScale, OrdinalScale, PairwiseScale, listed_labels
+from raters.scales import (
+    SCALE_ADAPTER,
+    IntervalScale,
+    NominalScale,
+    OrdinalScale,
+    PairwiseScale,
+    listed_labels,
+    rating_start,
+    rating_text,
+)
 
 FIVE = OrdinalScale(labels=(1, 2, 3, 4, 5))
 WORDS = OrdinalScale(labels=("low", "fairly high", "high"))
@@ -340,3 +349,22 @@ def test_a_scale_survives_its_settings(scale: Any) -> None:
     again = SCALE_ADAPTER.validate_python(scale.model_dump(mode="json"))
     assert again == scale
     assert type(again) is type(scale)
+
+
+@pytest.mark.parametrize(
+    ("answer", "behind", "stated"),
+    [
+        ("<rating>3</rating>", "3</rating>", "3"),
+        ("<rating>1</rating>, no: <RATING> 3 </RATING>.", " 3 </RATING>.", "3"),
+        ("<rating>3</rating> is my <rating>", "3</rating> is my <rating>", "3"),
+        ("<rating><rating>3</rating>", "3</rating>", "3"),
+        ("<rating>1 <rating>3", "3", None),  # cut off
+        ("<rating>", "", None),
+        ("3</rating>", None, None),
+        ("", None, None),
+    ],
+)
+def test_where_a_rating_begins(answer: str, behind: str | None, stated: str | None) -> None:
+    start = rating_start(answer)
+    assert (None if start is None else answer[start:]) == behind
+    assert rating_text(answer) == stated

@@ -127,7 +127,9 @@ def make_adapter(base: Path, folder: Path, seed: int = 1) -> Path:
     return folder
 
 
-def make_rater(folder: Path, prompts: Sequence[str], labels: Sequence[int], steps: int = 120) -> Path:
+def make_rater(
+    folder: Path, prompts: Sequence[str], labels: Sequence[object], steps: int = 120, at_once: bool = False
+) -> Path:
     """Write a tiny model that has learned to think a sentence and end in a rating, at random, and return the folder.
 
     Args:
@@ -135,6 +137,7 @@ def make_rater(folder: Path, prompts: Sequence[str], labels: Sequence[int], step
         prompts: What it is asked; it learns the form of an answer to such prompts, and nothing about them.
         labels: The ratings it gives.
         steps: Of training, in batches of 8; some 10 seconds.
+        at_once: True if it is to give its rating alone.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -150,7 +153,8 @@ def make_rater(folder: Path, prompts: Sequence[str], labels: Sequence[int], step
             turn = [{"role": "user", "content": chance.choice(prompts)}]
             asked = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
             thought = chance.choice(["The argument names a reason.", "The text leaves out the main point."])
-            answer = f"<think>\n{thought}\n</think>\n<rating>{chance.choice(labels)}</rating>{END_OF_TURN}"
+            thinking = "" if at_once else f"<think>\n{thought}\n</think>\n"
+            answer = f"{thinking}<rating>{chance.choice(labels)}</rating>{END_OF_TURN}"
             read = tokenizer(asked, add_special_tokens=False).input_ids
             written = tokenizer(answer, add_special_tokens=False).input_ids
             rows.append((read + written, [-100] * len(read) + written))

@@ -14,11 +14,12 @@ import contextlib
 import copy
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raters.models.label_scoring import answer_up_to_rating, score_labels
 from raters.models.protocol import (
     THINK_CLOSE,
     THINK_OPEN,
@@ -191,7 +192,7 @@ def generate(
         loaded: The model.
         prompts: Rows of the batch.
         seeds: One per prompt; unused at temperature 0.
-        settings: Temperature and nucleus; `max_tokens` is that of the prompts.
+        settings: Temperature, nucleus, and labels to score; `max_tokens` is that of the prompts.
         is_unwanted: Asked with a row's index after every token; a row answered with True is left as it is.
     """
     import torch
@@ -223,7 +224,11 @@ def generate(
             logits_processor=processors,
             stopping_criteria=library.StoppingCriteriaList([own_end]),
         )
-    return [_completion(loaded, prompt, ids) for prompt, ids in zip(prompts, output[:, width:].tolist(), strict=True)]
+    written = [_written(loaded, prompt, ids) for prompt, ids in zip(prompts, output[:, width:].tolist(), strict=True)]
+    return [
+        _completion(prompt, one, scores)
+        for prompt, one, scores in zip(prompts, written, _label_scores(loaded, prompts, written, settings), strict=True)
+    ]
 
 
 def _harmless(text: str, special_tokens: Sequence[str]) -> str:
@@ -234,7 +239,16 @@ def _harmless(text: str, special_tokens: Sequence[str]) -> str:
     return text
 
 
-def _completion(loaded: LoadedModel, prompt: Prompt, token_ids: list[int]) -> Completion:
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What a model wrote for a prompt: raw text, how it ended, and how many tokens it took."""
+
+    text: str
+    finish_reason: str
+    tokens: int
+
+
+def _written(loaded: LoadedModel, prompt: Prompt, token_ids: list[int]) -> _Written:
     written = token_ids[: prompt.max_tokens]
     end = next((index for index, token in enumerate(written) if token in loaded.end_ids), None)
     if end is not None:
@@ -246,13 +260,35 @@ def _completion(loaded: LoadedModel, prompt: Prompt, token_ids: list[int]) -> Co
         skip_special_tokens=False,
         clean_up_tokenization_spaces=False,
     )
-    reasoning, answer = split_reasoning(prompt.opened + text)
+    return _Written(prompt.opened + text, "length" if end is None else "stop", len(written))
+
+
+def _label_scores(
+    loaded: LoadedModel, prompts: Sequence[Prompt], written: Sequence[_Written], settings: SamplingSettings
+) -> Iterator[Mapping[str, float] | None]:
+    """Yield the log-probabilities of the wanted labels behind each answer's `<rating>`, None where there are none."""
+    known: dict[tuple[tuple[int, ...], str], Mapping[str, float] | None] = {}
+    for prompt, one in zip(prompts, written, strict=True):
+        begun = answer_up_to_rating(one.text) if settings.label_logprobs else None
+        if begun is None or not settings.label_logprobs:
+            yield None
+            continue
+        begun = begun.removeprefix(prompt.opened)
+        key = (tuple(prompt.token_ids), begun)  # draws of one item mostly begin alike
+        if key not in known:
+            known[key] = score_labels(loaded, prompt.token_ids, begun, settings.label_logprobs)
+        yield known[key]
+
+
+def _completion(prompt: Prompt, written: _Written, label_logprobs: Mapping[str, float] | None) -> Completion:
+    reasoning, answer = split_reasoning(written.text)
     return Completion(
         text=answer,
         reasoning=reasoning,
-        finish_reason="length" if end is None else "stop",
+        finish_reason=written.finish_reason,
         prompt_tokens=len(prompt.token_ids),
-        completion_tokens=len(written),
+        completion_tokens=written.tokens,
+        label_logprobs=label_logprobs,
     )
 
 

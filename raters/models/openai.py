@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import email.utils
 import json
+import logging
 import math
 import os
 import random
@@ -22,16 +23,21 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from raters.models.protocol import Completion, Message, SamplingSettings, one_line, split_reasoning
+from raters.models.top_logprobs import label_logprobs, read_tokens
 from raters.records import ModelAccessError, ModelError, ModelRequestError
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
+
+_LOG = logging.getLogger(__name__)
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 FIRST_BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
 LONGEST_RETRY_AFTER_SECONDS = 60.0
 _MOST_TOKENS = 2**40  # no server counts more; a number beyond it would spoil every sum
+_FEWER_LOGPROBS = {20: 5, 5: 0}
+"""What is asked for next if a server refuses so many `top_logprobs`: OpenAI allows 20, others 5, some none."""
 TRIES_TO_REACH = 2  # tries while no server has ever answered: a wrong URL should not cost minutes
 
 
@@ -96,6 +102,8 @@ class OpenAIModel:
         self._connect_timeout_seconds = connect_timeout_seconds
         self._max_retries = max_retries
         self._length_field = "max_tokens"
+        self._top_logprobs = max(_FEWER_LOGPROBS)
+        self._warned = False
         self._reached = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: AsyncOpenAI | None = None
@@ -181,8 +189,23 @@ class OpenAIModel:
                     await asyncio.sleep(_pause_seconds(tries, error.retry_after_seconds))
 
     async def _request(
-        self, client: AsyncOpenAI, messages: Sequence[Message], seed: int, settings: SamplingSettings
+        self,
+        client: AsyncOpenAI,
+        messages: Sequence[Message],
+        seed: int,
+        settings: SamplingSettings,
+        top_logprobs: int | None = None,
     ) -> Completion:
+        """Return a completion, asking in other words if the server does not know ours.
+
+        Args:
+            client: The connection.
+            messages: What is asked.
+            seed: Of the draw.
+            settings: How it is drawn.
+            top_logprobs: How many likely tokens to ask for at each place, 0 for none; as many as the server is known
+                to give if None.
+        """
         import openai
 
         body: dict[str, Any] = {
@@ -194,6 +217,9 @@ class OpenAIModel:
         }
         if settings.top_p != 1.0:
             body["top_p"] = settings.top_p
+        wanted = self._top_logprobs if top_logprobs is None else top_logprobs
+        if settings.label_logprobs and wanted:
+            body |= {"logprobs": True, "top_logprobs": wanted}
         try:
             answer = await client.chat.completions.with_raw_response.create(**cast(Any, body))
         except openai.APITimeoutError as error:
@@ -209,14 +235,32 @@ class OpenAIModel:
             self._reached = True
             if "max_tokens" in body and _wants_max_completion_tokens(error):
                 self._length_field = "max_completion_tokens"
-                return await self._request(client, messages, seed, settings)
+                return await self._request(client, messages, seed, settings, top_logprobs)
+            if "logprobs" in body and _refuses_logprobs(error):
+                fewer = _FEWER_LOGPROBS[wanted]
+                completion = await self._request(client, messages, seed, settings, fewer)
+                # Only an answer shows that it was the log-probabilities: an error may repeat any word of the prompt.
+                self._take_fewer_logprobs(fewer, f"{error.status_code} {self._clean(_error_text(error.body))}".strip())
+                return completion
             raise self._refusal(error) from None  # the chain would show the server's words as they came
         self._reached = True
         try:
             payload = json.loads(answer.text)
         except (ValueError, RecursionError) as error:
             raise _PassingError(f"an answer that is not JSON ({self._clean(answer.text)[:80]!r})") from error
-        return self._read(payload)
+        return self._read(payload, settings.label_logprobs if "logprobs" in body else None)
+
+    def _take_fewer_logprobs(self, most: int, reason: str) -> None:
+        """Ask for no more log-probabilities than that from now on, and say so if it is none."""
+        if most < self._top_logprobs:
+            self._top_logprobs = most
+            if not most:
+                self._warn_once(f"refuses log-probabilities ({reason})")
+
+    def _warn_once(self, what: str) -> None:
+        if not self._warned:
+            self._warned = True
+            _LOG.warning("%s: %s %s; what it writes is rated without them", self.spec, self._place, what)
 
     def _refusal(self, error: APIStatusError) -> Exception:
         """Return what to raise for an HTTP status of 400 or more."""
@@ -234,7 +278,7 @@ class OpenAIModel:
         hint = "check the sampling settings and the prompt's length"
         return ModelRequestError(f"{place} refused the request ({words}); {hint}")
 
-    def _read(self, payload: Any) -> Completion:
+    def _read(self, payload: Any, labels: Sequence[str] | None) -> Completion:
         choices = payload.get("choices") if isinstance(payload, dict) else None
         choice = choices[0] if isinstance(choices, list) and choices else None
         message = choice.get("message") if isinstance(choice, dict) else None
@@ -249,6 +293,9 @@ class OpenAIModel:
             text, finish_reason = refusal, "refusal"
         thought = _text(message.get("reasoning")) or _text(message.get("reasoning_content"))
         reasoning, text = split_reasoning(text, thought)
+        tokens = read_tokens(choice.get("logprobs")) if labels else None
+        if labels and tokens is None and text:
+            self._warn_once("sends no log-probabilities")
         usage = payload.get("usage")
         usage = usage if isinstance(usage, dict) else {}
         return Completion(
@@ -257,6 +304,7 @@ class OpenAIModel:
             finish_reason=finish_reason if isinstance(finish_reason, str) and finish_reason else "unknown",
             prompt_tokens=_count(usage.get("prompt_tokens")),
             completion_tokens=_count(usage.get("completion_tokens")),
+            label_logprobs=label_logprobs(tokens, text, labels) if labels and tokens else None,
         )
 
     def _clean(self, text: str) -> str:
@@ -268,6 +316,11 @@ def _wants_max_completion_tokens(error: APIStatusError) -> bool:
     """True if a server refuses `max_tokens` itself, not its size (vLLM's words for that name both fields)."""
     words = str(error.body).lower()
     return error.status_code == 400 and "max_completion_tokens" in words and "supported" in words
+
+
+def _refuses_logprobs(error: APIStatusError) -> bool:
+    """True if a server names log-probabilities in its refusal: that it has none, or not so many."""
+    return error.status_code not in (401, 429) and "logprob" in str(error.body).lower()
 
 
 def _pause_seconds(tries: int, retry_after_seconds: float | None) -> float:

@@ -7,8 +7,8 @@ number of completions asked for, nor what else the model is busy with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypedDict
 
 THINK_OPEN = "<think>"
@@ -30,11 +30,13 @@ class SamplingSettings:
         temperature: 0 for the most likely continuation; 1 samples the model's own distribution.
         top_p: Nucleus: the smallest set of tokens with at least this much probability.
         max_tokens: Most tokens a completion may have, reasoning included.
+        label_logprobs: Labels, as text, whose log-probabilities are wanted; None for none.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 4096
+    label_logprobs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,9 @@ class Completion:
         finish_reason: `stop`, `length`, or the server's own word (`content_filter`, ...).
         prompt_tokens: Tokens of the rendered prompt; None if the server does not say.
         completion_tokens: Tokens written, reasoning included; None if the server does not say.
+        label_logprobs: Natural log-probability of each wanted label as what follows the answer's `<rating>`, before
+            temperature and nucleus if the server does as OpenAI's; labels that it did not report are missing. None
+            if none were wanted, or the model has none to give.
     """
 
     text: str
@@ -54,6 +59,7 @@ class Completion:
     finish_reason: str
     prompt_tokens: int | None
     completion_tokens: int | None
+    label_logprobs: Mapping[str, float] | None = field(default=None, hash=False)
 
 
 class Model(Protocol):
