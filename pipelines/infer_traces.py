@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +26,7 @@ from pipelines.command import INTERRUPTED, run_command
 from pipelines.options import StageOptions, parse_options
 from pipelines.session import cost_usd, draw_until_done, how_to_go_on, progress_text
 from raters.journal import to_line, write_atomically
-from raters.records import ConfigError, JudgeseyeError, StorageError
+from raters.records import ConfigError, DataError, JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
     from raters.corpora import Corpus
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from raters.models.protocol import Model
     from raters.observations import Observations
     from raters.questions import Purpose, Question
+    from raters.rater_files import RaterSpec
     from raters.runs import RunFolder
     from raters.sampling import SamplingOptions
     from raters.splits import Split
@@ -72,7 +73,11 @@ class InferTracesOptions(StageOptions):
         description="how several people's labels become one (default: median on ordinal, majority on nominal and "
         "pairwise, mean on interval scales); per-annotator keeps a trace for each person's own",
     )
-    model: str = Field("embedded", description="embedded, hf/<path or id>, or openai/<name>")
+    model: str = Field(
+        "embedded",
+        description="embedded, hf/<path or id>, openai/<name>, or a rater.yaml: its model, adapter, prompt and guideline",
+    )
+    guideline: str | None = Field(None, description="file of the guideline to draw under (default: the corpus's)")
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
     adapter: str | None = Field(None, description="LoRA adapter folder for hf/<path or id>")
     batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
@@ -188,6 +193,24 @@ class _Plan:
     out: Path
 
     @property
+    def generator(self) -> RaterSpec:
+        """What makes the first draws, as a rater: complete enough for later stages to ask it again."""
+        from raters.rater_files import RaterSpec, SeenItems, default_aggregate
+
+        seen = SeenItems.none()
+        if self.questions["first"].needs_observations and self.split is not None:
+            seen = SeenItems.of(self.corpus, self.split.indices("train"))
+        return RaterSpec(
+            model=self.options.model,
+            question=self.questions["first"],
+            adapter=self.options.adapter,
+            settings=self.sampling.settings,
+            aggregate=default_aggregate(self.dimension.scale),
+            seed=self.options.seed,
+            seen=seen,
+        )
+
+    @property
     def sampling(self) -> SamplingOptions:
         from raters.models.protocol import SamplingSettings
         from raters.sampling import SamplingOptions
@@ -293,16 +316,23 @@ class _Plan:
 def _read_inputs(options: InferTracesOptions) -> _Plan:
     """Read and check all that can be checked before a model is asked."""
     from raters.corpora import find_corpus, load_corpus
+    from raters.corpus_files import read_guideline_file
     from raters.drawing import work_order
     from raters.gold import default_method, gold_labels
     from raters.models import check_spec, prompt_family
     from raters.prompts import load_prompt
     from raters.questions import Question, fit_to_corpus
+    from raters.rater_files import read_rater
     from raters.runs import run_name
     from raters.splits import split_corpus
 
     corpus = load_corpus(find_corpus(options.corpus))
-    dimension = corpus.dimension(options.dimension)
+    rater = read_rater(Path(options.model)) if options.model.endswith((".yaml", ".yml")) else None
+    dimension = corpus.dimension(options.dimension or (rater.dimension.name if rater else None))
+    if rater is not None:
+        options, dimension = _as_rater(options, dimension, rater)
+    if options.guideline is not None:
+        dimension = replace(dimension, guideline=read_guideline_file(Path(options.guideline), "--guideline"))
     _check_options(options, dimension)
     split = None if options.split == "all" else split_corpus(corpus, options.split_seed)
     chosen = None if split is None else split.indices(options.split)
@@ -322,12 +352,16 @@ def _read_inputs(options: InferTracesOptions) -> _Plan:
     for spec in filter(None, (options.model, options.escalate, options.rationalize, options.recover)):
         check_spec(spec)
     loaded = {purpose: load_prompt(name) for purpose, name in prompts.items()}
+    if rater is not None and options.prompt is None:
+        loaded["first"] = rater.question.prompt
     if options.model == "embedded" and "fields" in loaded["first"].slots:
         raise ConfigError(f"--prompt {options.prompt}: shows text, and embedded reads observations; give embedded/rate")
     observations = None
     if any("observations" in prompt.slots for prompt in loaded.values()):
         training = np.arange(len(corpus.item_ids)) if split is None else split.indices("train")
         observations = fit_to_corpus(corpus, dimension.scale, training)
+        if rater is not None and rater.question.observations is not None:
+            observations = rater.question.observations
     return _Plan(
         options=options,
         corpus=corpus,
@@ -340,6 +374,23 @@ def _read_inputs(options: InferTracesOptions) -> _Plan:
         questions={name: Question(dimension, prompt, observations, _PURPOSES[name]) for name, prompt in loaded.items()},
         out=Path(options.out) if options.out else Path("runs") / run_name(corpus, dimension.name) / STAGE,
     )
+
+
+def _as_rater(
+    options: InferTracesOptions, dimension: Dimension, rater: RaterSpec
+) -> tuple[InferTracesOptions, Dimension]:
+    """Return options and dimension with the model, adapter and guideline of a rater.
+
+    Raises:
+        DataError: If the rater is of another dimension or scale.
+    """
+    if (rater.dimension.name, rater.dimension.scale) != (dimension.name, dimension.scale):
+        raise DataError(
+            f"--model {options.model}: rates {rater.dimension.name} on {rater.dimension.scale}, and wanted is "
+            f"{dimension.name} on {dimension.scale}; give a rater of that"
+        )
+    changed = {"model": rater.model, "adapter": options.adapter or rater.adapter}
+    return options.model_copy(update=changed), rater.dimension
 
 
 def _check_options(options: InferTracesOptions, dimension: Dimension) -> None:
@@ -422,6 +473,7 @@ def _begin(plan: _Plan, folder: RunFolder) -> None:
         write_atomically(folder.path / "split.json", to_line(plan.split.as_record(plan.corpus)))
     if plan.observations is not None:
         write_atomically(folder.path / "observations.json", to_line(plan.observations.as_record()))
+    plan.generator.write(folder.path / "rater.yaml")
 
 
 async def _draw(plan: _Plan, ledger: Ledger, journal: Journal, last: Record | None) -> bool:

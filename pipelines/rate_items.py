@@ -175,6 +175,7 @@ def _read_inputs(options: RateItemsOptions) -> _Plan:
     from raters.corpora import find_corpus, load_corpus
     from raters.drawing import work_order
     from raters.gold import aggregate_draws
+    from raters.plain_raters import plain_rater
     from raters.rater_files import read_rater
     from raters.rating import check_fields
     from raters.runs import run_name
@@ -194,7 +195,16 @@ def _read_inputs(options: RateItemsOptions) -> _Plan:
         spec = read_rater(Path(options.rater))
         _check_corpus(spec, corpus, options.rater)
     else:
-        spec = _plain_rater(options, corpus, split)
+        assert options.model is not None
+        spec = plain_rater(
+            options.model,
+            corpus,
+            corpus.dimension(options.dimension),
+            split,
+            prompt=options.prompt,
+            reasoning=options.reasoning,
+            adapter=options.adapter,
+        )
     settings = replace(
         spec.settings,
         **{
@@ -226,36 +236,6 @@ def _read_inputs(options: RateItemsOptions) -> _Plan:
         items=work_order(corpus, spec.dimension.name, wanted, spec.seed)[: options.limit],
         draws=draws,
         out=Path(options.out) if options.out else Path("runs") / run_name(corpus, spec.dimension.name) / STAGE,
-    )
-
-
-def _plain_rater(options: RateItemsOptions, corpus: Corpus, split: Split | None) -> RaterSpec:
-    """Return a model with the corpus's own guideline as a rater."""
-    from raters.models import check_spec, prompt_family
-    from raters.prompts import load_prompt
-    from raters.questions import Question, fit_to_corpus
-    from raters.rater_files import RaterSpec, SeenItems, default_aggregate
-
-    assert options.model is not None
-    provider, _ = check_spec(options.model)
-    if options.adapter is not None and provider != "hf":
-        raise ConfigError(f"--adapter {options.adapter}: {options.model} takes none; only hf/<path or id> does")
-    dimension = corpus.dimension(options.dimension)
-    family = prompt_family(options.model)
-    prompt = load_prompt(options.prompt or family + ("rate" if options.reasoning else "rate_at_once"))
-    if options.model == "embedded" and "fields" in prompt.slots:
-        raise ConfigError(f"--prompt {options.prompt}: shows text, and embedded reads observations; give embedded/rate")
-    observations, seen = None, SeenItems.none()
-    if "observations" in prompt.slots:
-        training = np.arange(len(corpus.item_ids)) if split is None else split.indices("train")
-        observations, seen = fit_to_corpus(corpus, dimension.scale, training), SeenItems.of(corpus, training)
-    return RaterSpec(
-        model=options.model,
-        question=Question(dimension, prompt, observations),
-        adapter=None if options.adapter is None else str(Path(options.adapter).resolve()),
-        aggregate=default_aggregate(dimension.scale),
-        reasoning=options.reasoning,
-        seen=seen,
     )
 
 

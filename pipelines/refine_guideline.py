@@ -60,7 +60,9 @@ class RefineGuidelineOptions(StageOptions):
         description="contrast: two drafts and a loop of small edits, each gated; paper: both drafts as they come; "
         "post-hoc: gated drafts from explanations of labels that are shown",
     )
-    guideline: str | None = Field(None, description="file of the guideline to begin with (default: the corpus's)")
+    guideline: str | None = Field(
+        None, description="file of the guideline to begin with (default: the one the traces are of)"
+    )
     rounds: int = Field(1, ge=1, le=20, description="infer traces again under the refined guideline, so many times")
     level: float = Field(0.05, gt=0, lt=1, description="level of the one-sided test that an edit has to pass")
     patience: int = Field(10, ge=1, description="proposals in a row without a gain that end a round")
@@ -169,6 +171,7 @@ class _Plan:
 
 def _read_inputs(options: RefineGuidelineOptions) -> _Plan:
     """Read and check all that can be checked before a model is asked."""
+    from raters.corpus_files import read_guideline_file
     from raters.gold import gold_labels
     from raters.guideline_text import Guideline
     from raters.models import check_spec
@@ -186,7 +189,11 @@ def _read_inputs(options: RefineGuidelineOptions) -> _Plan:
             raise ConfigError("--writer embedded: is a rater and cannot write; give extractive, hf/... or openai/...")
     run = TraceRun.read(Path(options.traces), options.corpus)
     _check_labels(run, options)
-    text = run.dimension.guideline if options.guideline is None else _read_guideline(Path(options.guideline))
+    text = (
+        run.dimension.guideline
+        if options.guideline is None
+        else read_guideline_file(Path(options.guideline), "--guideline")
+    )
     raters, names = _read_raters(options, run, text)
     items = run.split.indices("dev")
     gold = gold_labels(run.corpus, run.dimension.name, run.gold_method, items)
@@ -240,21 +247,6 @@ def _check_labels(run: TraceRun, options: RefineGuidelineOptions) -> None:
             f"--traces {run.folder}: no trace for label {level_names(scale)[level]} of {run.dimension.name}; infer more "
             "of them (a larger --k, or --escalate), or leave that label out of the corpus"
         )
-
-
-def _read_guideline(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"--guideline {path}: no such file; check the name") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"--guideline {path}: is not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"--guideline {path}: cannot be read ({error.strerror}); check its permissions") from error
-    if not text.strip() or "\0" in text:
-        what = "is empty" if not text.strip() else "holds zero bytes, so it is no text"
-        raise DataError(f"--guideline {path}: {what}; give the guideline as Markdown")
-    return text
 
 
 def _read_raters(

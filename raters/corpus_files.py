@@ -302,3 +302,23 @@ def _text(value: object, name: str, where: str) -> str:
         problem = f"holds half a surrogate pair at character {error.start + 1}"
         raise DataError(f"{where}: {name} {problem}; remove it") from error
     return value
+
+
+def read_guideline_file(path: Path, option: str) -> str:
+    """Return the guideline in a file that an option names.
+
+    Raises:
+        DataError: If it is missing, empty, or no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(f"{option} {path}: no such file; check the name") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{option} {path}: is not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{option} {path}: cannot be read ({error.strerror}); check its permissions") from error
+    if not text.strip() or "\0" in text:
+        what = "is empty" if not text.strip() else "holds zero bytes, so it is no text"
+        raise DataError(f"{option} {path}: {what}; give the guideline as Markdown")
+    return text.strip()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from raters.gold import GoldMethod, LabelTable, default_method, gold_labels
 from raters.journal import Record, read_at, read_lines
 from raters.models.protocol import SamplingSettings
 from raters.observations import Observations
-from raters.prompts import Prompt, load_prompt
 from raters.questions import Question, fit_to_corpus
+from raters.rater_files import RaterSpec, read_rater
 from raters.records import Chance, ConfigError, DataError, shown
 from raters.splits import Split, split_corpus
 
@@ -106,19 +106,17 @@ class TraceRun:
         folder: Where it is.
         manifest: What it says of itself.
         corpus: Its corpus, unchanged since.
-        dimension: What was asked, with the guideline the draws were made under.
+        generator: What made its first draws, under the guideline they were made under.
         split: Of the corpus.
         method: How several people's labels became one.
-        prompt: Of its first draws.
     """
 
     folder: Path
     manifest: dict[str, Any]
     corpus: Corpus
-    dimension: Dimension
+    generator: RaterSpec
     split: Split
     method: GoldMethod
-    prompt: Prompt
 
     @classmethod
     def read(cls, folder: Path, corpus_folder: str | None = None) -> TraceRun:
@@ -138,31 +136,25 @@ class TraceRun:
         for name, then in manifest["inputs_sha256"].items():
             if name in corpus.sha256 and corpus.sha256[name] != then:
                 raise DataError(
-                    f"--traces {folder}: {name} of corpus {corpus.name} is not the file that the traces were inferred "
-                    f"from (sha256 {corpus.sha256[name][:12]}…, then {then[:12]}…); infer them again, or give its corpus"
+                    f"--traces {folder}: {name} of corpus {corpus.name} is not the file that its traces were inferred "
+                    f"from (sha256 {corpus.sha256[name][:12]}…, then {then[:12]}…); infer again, or give that corpus"
                 )
         if options["split"] != "train":
             raise ConfigError(
                 f"--traces {folder}: was inferred on the {options['split']} split, so its items are not apart from "
                 "those that decide; give a run on the train split"
             )
-        dimension = corpus.dimension(identity["dimension"])
-        if dimension.guideline_sha256 != identity["guideline"]:
-            raise DataError(
-                f"--traces {folder}: the guideline of {dimension.name} is not the one that the traces were inferred "
-                "under; infer them again"
-            )
-        prompt = load_prompt(options.get("prompt") or _prompt_name(options["model"]))
-        if prompt.sha256 != identity["prompt"]:
-            raise DataError(f"--traces {folder}: prompt {prompt.name} has changed since; infer the traces again")
+        generator = read_rater(folder / "rater.yaml")
+        if generator.dimension.guideline_sha256 != identity["guideline"]:
+            raise DataError(f"--traces {folder}: its rater.yaml is not the one the traces are of; undo the change")
+        corpus.dimension(generator.dimension.name)
         return cls(
             folder=folder,
             manifest=manifest,
             corpus=corpus,
-            dimension=dimension,
+            generator=generator,
             split=split_corpus(corpus, options["split_seed"]),
             method=identity["labels"],
-            prompt=prompt,
         )
 
     @property
@@ -173,8 +165,12 @@ class TraceRun:
     @property
     def settings(self) -> SamplingSettings:
         """How its draws were sampled."""
-        options = self.options
-        return SamplingSettings(options["temperature"], options["top_p"], options["max_tokens"])
+        return self.generator.settings
+
+    @property
+    def dimension(self) -> Dimension:
+        """What was asked, with the guideline the draws were made under."""
+        return self.generator.dimension
 
     @property
     def tolerance(self) -> float:
@@ -183,8 +179,9 @@ class TraceRun:
 
     @cached_property
     def observations(self) -> Observations:
-        """Observations fitted on the train split, as the run fitted them."""
-        return fit_to_corpus(self.corpus, self.dimension.scale, self.split.indices("train"))
+        """Observations as the run fitted them on the train split."""
+        known = self.generator.question.observations
+        return known or fit_to_corpus(self.corpus, self.dimension.scale, self.split.indices("train"))
 
     @cached_property
     def draws(self) -> Draws:
@@ -207,9 +204,8 @@ class TraceRun:
 
     def question(self, guideline: str) -> Question:
         """Return what its model is asked, under another guideline."""
-        dimension = Dimension(self.dimension.name, self.dimension.scale, guideline)
-        shown_observations = "observations" in self.prompt.slots
-        return Question(dimension, self.prompt, self.observations if shown_observations else None)
+        question = self.generator.question
+        return replace(question, dimension=replace(question.dimension, guideline=guideline))
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -228,9 +224,3 @@ def _manifest(folder: Path) -> dict[str, Any]:
             raise
         raise DataError(f"{path}: cannot be read ({shown(str(error))}); give the folder of a run of {STAGE}") from error
     raise DataError(f"--traces {folder}: is a run of {shown(stage)}; give the folder of a run of {STAGE}")
-
-
-def _prompt_name(model: str) -> str:
-    from raters.models import prompt_family
-
-    return prompt_family(model) + "rate"
