@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from raters.contrasts import SIGNIFICANT_Z, RuleContrast, contrast_presence, contrast_rules
 from raters.critiques import Embedder, cluster, representatives
-from raters.guideline_text import Edit, Guideline, UnusableEditError
+from raters.guideline_text import MOST_SECTION_LINES, Edit, Guideline, UnusableEditError
 from raters.models.embedded import STRENGTHS, read_steps
 from raters.observations import IN_WORDS
 from raters.scales import NominalScale, PairwiseScale
-from raters.writers import HEADINGS, Case, Material, Part, Proposal, TraceId, level_of
+from raters.writers import HEADINGS, Case, Material, Part, Proposal, level_of
 
 RULES_HEADING = "## What to weigh"
 REST_IGNORED = "- rest ignored."
@@ -51,7 +51,7 @@ class ExtractiveWriter:
     gate: float = SIGNIFICANT_Z
     most_rules: int = 10
     needs_cases: bool = False
-    _contrasts: dict[int, tuple[list[RuleContrast], dict[str, list[int]]]] = field(default_factory=dict)
+    _last: tuple[Material, list[RuleContrast], dict[str, list[int]]] | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -83,13 +83,16 @@ class ExtractiveWriter:
         self, material: Material, guideline: Guideline, cases: Sequence[Case], tried: Sequence[str], number: int
     ) -> Proposal | None:
         """Return the first edit that was not tried: a rule more, a strength, a start, a rule less; None at the end."""
-        for edit, why, places in self._edits(material, guideline):
+        for edits, why, places in self._edits(material, guideline):
             if why not in tried:
-                changed = guideline.apply(edit, number)
-                return Proposal(number, edit.action, changed, why, material.sources(places[:_SOURCES]))
+                changed = guideline
+                for edit in edits:
+                    changed = changed.apply(edit, number)
+                return Proposal(number, edits[0].action, changed, why, material.sources(places[:_SOURCES]))
         return None
 
-    def _edits(self, material: Material, guideline: Guideline) -> Iterator[tuple[Edit, str, list[int]]]:
+    def _edits(self, material: Material, guideline: Guideline) -> Iterator[tuple[list[Edit], str, list[int]]]:
+        """Yield the steps of an edit from the bottom up, why, and draws that suggest it."""
         rules, sources = self._rules(material)
         stated = _stated(guideline)
         start, stop = guideline.section(RULES_HEADING)
@@ -99,33 +102,37 @@ class ExtractiveWriter:
         for rule in rules:
             if rule.observation not in stated:
                 text = "\n".join(self._rule_lines(material, rule, strongest))
-                yield Edit("add", stop, text), f"add {rule} (z {rule.z:+.1f})", sources[rule.observation]
+                yield [Edit("add", stop, text)], f"add {rule} (z {rule.z:+.1f})", sources[rule.observation]
         lines = [line.text for line in guideline.lines]
         if _START not in lines:
-            yield Edit("add", stop, f"Begin in the middle of the scale.\n{_START}"), "add a start in the middle", []
+            yield [Edit("add", stop, f"Begin in the middle of the scale.\n{_START}")], "add a start in the middle", []
         if REST_IGNORED not in lines:
             yield (
-                Edit("add", stop, f"Leave everything else out of account.\n{REST_IGNORED}"),
+                [Edit("add", stop, f"Leave everything else out of account.\n{REST_IGNORED}")],
                 f"leave out all but {', '.join(stated)}",
                 [],
             )
-        for name, (place, _, _) in reversed(stated.items()):
+        for name, (place, direction, _) in reversed(stated.items()):
             if guideline.lines[place].original is None and len(stated) > 1:
                 why = f"remove {name}, keep {_others(stated, name)}"
-                yield Edit("remove", place + 1), why, sources.get(name, [])
+                has_words = place > 0 and lines[place - 1] in self._in_words(material, name, direction)
+                edits = [Edit("remove", place + 1), *([Edit("remove", place)] if has_words else [])]
+                yield edits, why, sources.get(name, [])
         for name, (place, direction, strength) in stated.items():
+            in_words = self._in_words(material, name, direction)
             for other in _nearby(strength):
-                new = f"- {name} {direction} {STRENGTHS[other]}."
+                edits = [Edit("sharpen", place + 1, f"- {name} {direction} {STRENGTHS[other]}.")]
+                if place > 0 and lines[place - 1] in in_words:
+                    edits.append(Edit("sharpen", place, in_words[other]))
                 yield (
-                    Edit("sharpen", place + 1, new),
+                    edits,
                     f"{name} {STRENGTHS[other]} instead of {STRENGTHS[strength]}, beside {_others(stated, name)}",
                     sources.get(name, []),
                 )
 
     def _rules(self, material: Material) -> tuple[list[RuleContrast], dict[str, list[int]]]:
         """Return the significant rules, strongest first, and by observation accepted draws that guess them."""
-        key = id(material)
-        if key not in self._contrasts:
+        if self._last is None or self._last[0] is not material:
             draws = material.draws
             found, codes = np.unique(draws.items, return_inverse=True)
             expected = _expected(material)
@@ -141,44 +148,47 @@ class ExtractiveWriter:
 
             contrasts = [rule for rule in contrast_rules(rows(), len(found)) if abs(rule.z) > self.gate]
             sources = {rule.observation: guesses[rule.observation, 1 if rule.z > 0 else -1] for rule in contrasts}
-            self._contrasts[key] = contrasts, sources
-        return self._contrasts[key]
+            self._last = material, contrasts, sources
+        return self._last[1:]
 
     def _rule_lines(self, material: Material, rule: RuleContrast, strongest: float) -> list[str]:
         """Return a rule for people, and for the rule reader below it."""
-        strength = 2 if abs(rule.z) >= _TWICE_FROM * strongest else 1
-        words = IN_WORDS.get(rule.observation, rule.observation)
-        times = "" if strength == 1 else f", and weighs {STRENGTHS[strength - 1]}"
+        strength = 1 if abs(rule.z) >= _TWICE_FROM * strongest else 0
+        direction = "helps" if rule.z > 0 else "hurts"
+        return [
+            self._in_words(material, rule.observation, direction)[strength],
+            f"- {rule} {STRENGTHS[strength]}.",
+        ]
+
+    def _in_words(self, material: Material, observation: str, direction: str) -> list[str]:
+        """Return what a rule says to people, by strength."""
+        words = IN_WORDS.get(observation, observation)
+        more = "more" if direction == "helps" else "less"
         if isinstance(material.scale, PairwiseScale):
-            more = "more" if rule.z > 0 else "less"
-            sentence = f"{words[0].upper()}{words[1:]}: the text with {more} of it is ahead{times}."
+            said = f"the text with {more} of it is ahead"
         else:
-            more = "more" if rule.z > 0 else "less"
             nominal = isinstance(material.scale, NominalScale)
-            towards = f"likelier {material.levels[0]}" if nominal else "higher the rating"
-            sentence = f"{words[0].upper()}{words[1:]}: the {more}, the {towards}{times}."
-        return [sentence, f"- {rule} {STRENGTHS[strength - 1]}."]
+            said = f"the {more}, the " + (f"likelier {material.levels[0]}" if nominal else "higher the rating")
+        times = ["", *(f", and weighs {strength}" for strength in STRENGTHS[1:])]
+        return [f"{words[0].upper()}{words[1:]}: {said}{each}." for each in times]
 
     def _criteria(self, material: Material, guideline: Guideline, number: int) -> Proposal | None:
         """Return the guideline with the telling sentences of each label."""
-        lines, sources, reasons = [], list[TraceId](), []
-        for level in range(len(material.levels)):
-            for sentence, z, places in self._sentences(material, level):
-                lines.append(f"- {material.levels[level]}: {sentence}")
-                reasons.append(f"{material.levels[level]} (z {z:+.1f})")
-                sources += material.sources(places[:_SOURCES])
-        if not lines:
-            return None
+        levels = range(len(material.levels))
+        most = max(1, MOST_SECTION_LINES // len(levels))
+        telling = [(level, *found) for level in levels for found in self._sentences(material, level)[:most]]
         try:
-            changed = guideline.with_section(HEADINGS["criteria"], lines, number)
+            changed = _with_criteria(material, guideline, telling, number)
             # A sentence may quote its item or name another dimension: those go, the others stay.
-            wrong = {finding.line for finding in material.findings(changed)}
+            wrong = {finding.line for finding in material.findings(changed) if finding.check != "lost_rule"}
             start, _ = changed.section(HEADINGS["criteria"])
-            lines = [line for place, line in enumerate(lines) if start + 3 + place not in wrong]
-            changed = guideline.with_section(HEADINGS["criteria"], lines, number)
+            telling = [one for place, one in enumerate(telling) if start + 3 + place not in wrong]
+            changed = _with_criteria(material, guideline, telling, number)
         except UnusableEditError:
             return None
-        why = f"sentences that accepted draws contain more often than rejected ones: {', '.join(reasons)}"
+        reasons = ", ".join(f"{material.levels[level]} (z {z:+.1f})" for level, _, z, _ in telling)
+        sources = [source for *_, places in telling for source in material.sources(places[:_SOURCES])]
+        why = f"sentences that accepted draws contain more often than rejected ones: {reasons}"
         return Proposal(number, "criteria", changed, why, tuple(dict.fromkeys(sources)))
 
     def _sentences(self, material: Material, level: int) -> list[tuple[str, float, list[int]]]:
@@ -223,6 +233,13 @@ class ExtractiveWriter:
                     (texts[members[0]], z, [place for place in used if place in inside and draws.accepted[place]])
                 )
         return sorted(found, key=lambda one: -one[1])
+
+
+def _with_criteria(
+    material: Material, guideline: Guideline, telling: Sequence[tuple[int, str, float, list[int]]], number: int
+) -> Guideline:
+    lines = [f"- {material.levels[level]}: {sentence}" for level, sentence, _, _ in telling]
+    return guideline.with_section(HEADINGS["criteria"], lines, number)
 
 
 def sentences_of(trace: str) -> list[str]:
