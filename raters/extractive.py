@@ -222,7 +222,7 @@ class ExtractiveWriter:
         vectors = self.embedder.embed(texts)
         clusters = cluster(vectors, most=min(_MOST_CLUSTERS, max(2, len(texts) // 10)), seed=material.seed)
         found = []
-        for members in representatives(texts, vectors, clusters):
+        for members in filter(None, representatives(texts, vectors, clusters)):
             code = clusters.assignment[members[0]]
             inside = {owners[place] for place in np.flatnonzero(clusters.assignment == code).tolist()}
             used = sorted(set(owners))

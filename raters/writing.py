@@ -171,6 +171,8 @@ def _unfinished(record: Record) -> str:
         return f"the model refused it ({record.get('error', '')})"
     if record["finish_reason"] == "length":
         return "it was cut off for its length"
+    if record["finish_reason"] == "content_filter":
+        return "a content filter cut it off"
     if not record["answer"].strip():
         return f"it is empty (finish reason {record['finish_reason']})"
     return ""
