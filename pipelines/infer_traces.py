@@ -75,7 +75,7 @@ class InferTracesOptions(StageOptions):
     )
     model: str = Field(
         "embedded",
-        description="embedded, hf/<path or id>, openai/<name>, or a rater.yaml: its model, adapter, prompt and guideline",
+        description="embedded, hf/<path or id>, openai/<name>, or a rater.yaml (its model, prompt and guideline)",
     )
     guideline: str | None = Field(None, description="file of the guideline to draw under (default: the corpus's)")
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +25,7 @@ from raters.records import ConfigError, DataError, JudgeseyeError, StorageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from raters.dev_gate import Decision, DevLabels
+    from raters.dev_gate import DevLabels
     from raters.guideline_text import Guideline
     from raters.guidelines import Refinement
     from raters.models.protocol import Model
@@ -159,12 +160,15 @@ class _Plan:
             "dev_items": ids_sha256([run.corpus.item_ids[item] for item in self.dev_items]),
             **{name: getattr(options, name) for name in decisive},
             **{name: getattr(options, name) for name in ("cases", "instruction_traces", "rubric_traces")},
+            **{name: getattr(options, name) for name in ("explain", "recover") if options.method == "post-hoc"},
         }
 
     def price(self, read: int, written: int) -> float | None:
         """Return what tokens cost in USD; None if a hosted model has no price."""
         options = self.options
-        specs = (options.writer, *(spec.model for spec in self.raters))
+        draws_again = options.rounds > 1 or options.method == "post-hoc"
+        again = [options.explain, options.recover, self.run.options["model"]] if draws_again else []
+        specs = (options.writer, *(spec.model for spec in self.raters), *filter(None, again))
         hosted = any(spec.startswith("openai/") for spec in specs)
         return cost_usd(read, written, options.input_price, options.output_price, hosted=hosted)
 
@@ -194,7 +198,8 @@ def _read_inputs(options: RefineGuidelineOptions) -> _Plan:
         if options.guideline is None
         else read_guideline_file(Path(options.guideline), "--guideline")
     )
-    raters, names = _read_raters(options, run, text)
+    original = Guideline.of(text)
+    raters, names = _read_raters(options, run, original.text)
     items = run.split.indices("dev")
     gold = gold_labels(run.corpus, run.dimension.name, run.gold_method, items)
     if len(gold) < LEAST_DEV_ITEMS:
@@ -207,7 +212,7 @@ def _read_inputs(options: RefineGuidelineOptions) -> _Plan:
     return _Plan(
         options=options,
         run=run,
-        original=Guideline.of(text),
+        original=original,
         raters=raters,
         names=names,
         dev_items=gold.items[chosen],
@@ -244,8 +249,8 @@ def _check_labels(run: TraceRun, options: RefineGuidelineOptions) -> None:
     traced = set(level_of(draws.labels[draws.accepted], scale).tolist())
     for level in sorted(given - traced):
         raise DataError(
-            f"--traces {run.folder}: no trace for label {level_names(scale)[level]} of {run.dimension.name}; infer more "
-            "of them (a larger --k, or --escalate), or leave that label out of the corpus"
+            f"--traces {run.folder}: no trace for label {level_names(scale)[level]} of {run.dimension.name}; infer "
+            "more of them (a larger --k), or leave that label out of the corpus"
         )
 
 
@@ -256,6 +261,7 @@ def _read_raters(
     from raters.guidelines import with_guideline
     from raters.plain_raters import plain_rater
     from raters.rater_files import read_rater
+    from raters.rating import check_fields
 
     raters: list[RaterSpec] = []
     names: list[str] = []
@@ -267,6 +273,8 @@ def _read_raters(
                     f"--rater {given}: rates {spec.dimension.name} on {spec.dimension.scale}, and the traces are of "
                     f"{run.dimension.name} on {run.dimension.scale}; give a rater of that"
                 )
+            for item, item_id in enumerate(run.corpus.item_ids):
+                check_fields(run.corpus.item(item).inputs, spec, f"--rater {given}: item {item_id}")
         else:
             spec = plain_rater(given, run.corpus, run.dimension, run.split)
         spec = replace(with_guideline(spec, guideline), draws=options.draws, seed=options.seed)
@@ -274,7 +282,7 @@ def _read_raters(
             raise ConfigError(f"--rater {given}: stands twice; give each rater once")
         raters.append(spec)
         base = re.sub(r"[^\w.-]+", "_", Path(given).parent.name or given if given.endswith(".yaml") else given)
-        names.append(base if base not in names else f"{base}-{len(names) + 1}")
+        names.append(next(name for name in (base, *(f"{base}-{number}" for number in count(2))) if name not in names))
     return tuple(raters), tuple(names)
 
 

@@ -30,13 +30,12 @@ def write_results(folder: Path, refinement: Refinement, results: Mapping[str, An
     from raters.guideline_report import guideline_report_html
     from raters.guideline_text import diff_markdown
     from raters.guidelines import with_guideline
-    from raters.rater_files import SeenItems
 
     run, refined, original = refinement.run, refinement.guideline, refinement.original
     figure = choice_figure(run.dimension.scale)
     lines = list(provenance(refined, original, refinement.attempts, figure))
     tried = list(proposals(refinement.attempts, refinement.names, figure))
-    seen = SeenItems.of(run.corpus, np.flatnonzero(run.split.parts < 2))
+    seen = np.flatnonzero(run.split.parts < 2)
     write_atomically(folder / "guideline.md", refined.text)
     title = f"{run.corpus.name}: {run.dimension.name}: guideline, original and refined"
     write_atomically(folder / "diff.md", diff_markdown(original.text, refined.text, title))
@@ -45,7 +44,9 @@ def write_results(folder: Path, refinement: Refinement, results: Mapping[str, An
     (folder / "raters").mkdir(exist_ok=True)
     raters = {}
     for name, spec in zip(refinement.names, refinement.raters, strict=True):
-        raters[name] = dataclasses.replace(with_guideline(spec, refined.text), seen=seen)
+        raters[name] = dataclasses.replace(
+            with_guideline(spec, refined.text), seen=spec.seen.with_items(run.corpus, seen)
+        )
         raters[name].write(folder / "raters" / f"{name}.yaml")
     summary = {
         "corpus": run.corpus.name,

@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 
 from raters.contrasts import SIGNIFICANT_Z, RuleContrast, contrast_presence, contrast_rules
 from raters.critiques import Embedder, cluster, representatives
-from raters.guideline_text import MOST_EDIT_LINES, Edit, Guideline, UnusableEditError
+from raters.guideline_text import MOST_EDIT_LINES, MOST_SECTION_LINES, Edit, Guideline, UnusableEditError
 from raters.models.embedded import STRENGTHS, read_steps
 from raters.observations import IN_WORDS
 from raters.scales import NominalScale, PairwiseScale
-from raters.writers import HEADINGS, Case, Material, Part, Proposal, TraceId, level_of
+from raters.writers import HEADINGS, Case, Material, Part, Proposal, level_of
 
 RULES_HEADING = "## What to weigh"
 REST_IGNORED = "- rest ignored."
+_REST_IN_WORDS = "Leave everything else out of account."
 _START = "- start at five."
 _MOST_SENTENCE_TRACES = 150
 _MOST_SENTENCES = 3000
@@ -54,7 +55,7 @@ class ExtractiveWriter:
     drafted_rules: int = 1
     most_rules: int = 6
     needs_cases: bool = False
-    _contrasts: dict[int, tuple[list[RuleContrast], dict[str, list[int]]]] = field(default_factory=dict)
+    _last: tuple[Material, list[RuleContrast], dict[str, list[int]]] | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -72,10 +73,11 @@ class ExtractiveWriter:
             return None
         strongest = max(abs(rule.z) for rule in new)
         lines = [line for rule in new for line in self._rule_lines(material, rule, self._strength(rule, strongest))]
-        kept = guideline.lines[slice(*guideline.section(RULES_HEADING))]
-        old = [line.text for line in kept[1:] if line.text.strip()]
         try:
-            changed = guideline.with_section(RULES_HEADING, [*(old or [_opening(material)]), *lines], number)
+            if (place := _place_of_rules(guideline)) is None:
+                changed = guideline.with_section(RULES_HEADING, [_opening(material), *lines], number)
+            else:
+                changed = guideline.apply(Edit("add", place, "\n".join(lines)), number)
         except UnusableEditError:
             return None
         places = [place for rule in new for place in sources[rule.observation][:_SOURCES]]
@@ -86,17 +88,20 @@ class ExtractiveWriter:
         self, material: Material, guideline: Guideline, cases: Sequence[Case], tried: Sequence[str], number: int
     ) -> Proposal | None:
         """Return the first edit that was not tried: a rule more, a strength, a start, a rule less; None at the end."""
-        for edit, why, places in self._edits(material, guideline):
+        for edits, why, places in self._edits(material, guideline):
             if why not in tried:
-                changed = guideline.apply(edit, number)
-                return Proposal(number, edit.action, changed, why, material.sources(places[:_SOURCES]))
+                changed = guideline
+                for edit in edits:
+                    changed = changed.apply(edit, number)
+                return Proposal(number, edits[0].action, changed, why, material.sources(places[:_SOURCES]))
         return None
 
-    def _edits(self, material: Material, guideline: Guideline) -> Iterator[tuple[Edit, str, list[int]]]:
+    def _edits(self, material: Material, guideline: Guideline) -> Iterator[tuple[list[Edit], str, list[int]]]:
+        """Yield the steps of an edit from the bottom up, why, and draws that suggest it."""
         rules, sources = self._rules(material)
         stated = _stated(guideline)
-        start, stop = guideline.section(RULES_HEADING)
-        if start == stop:
+        stop = _place_of_rules(guideline)
+        if stop is None:
             return
         strongest = max([abs(rule.z) for rule in rules], default=1.0)
         beside = ", ".join(stated)
@@ -106,39 +111,40 @@ class ExtractiveWriter:
             for strength in (likely, 3 - likely):
                 text = "\n".join(self._rule_lines(material, rule, strength))
                 why = f"add {rule} {STRENGTHS[strength - 1]} (z {rule.z:+.1f}) to {beside}"
-                yield Edit("add", stop, text), why, sources[rule.observation]
+                yield [Edit("add", stop, text)], why, sources[rule.observation]
         if 2 <= len(unstated) <= MOST_EDIT_LINES // 2:
             # What is too little alone to be told from chance may be enough together.
             text = "\n".join(line for rule in unstated for line in self._rule_lines(material, rule, 1))
             places = [place for rule in unstated for place in sources[rule.observation][:1]]
-            yield Edit("add", stop, text), f"add {', '.join(map(str, unstated))} to {beside}", places
+            yield [Edit("add", stop, text)], f"add {', '.join(map(str, unstated))} to {beside}", places
         lines = [line.text for line in guideline.lines]
         if _START not in lines:
-            yield Edit("add", stop, f"Begin in the middle of the scale.\n{_START}"), "add a start in the middle", []
+            yield [Edit("add", stop, f"Begin in the middle of the scale.\n{_START}")], "add a start in the middle", []
         if REST_IGNORED not in lines:
             yield (
-                Edit("add", stop, f"Leave everything else out of account.\n{REST_IGNORED}"),
+                [Edit("add", stop, f"{_REST_IN_WORDS}\n{REST_IGNORED}")],
                 f"leave out all but {', '.join(stated)}",
                 [],
             )
-        for name, (place, _, _) in reversed(stated.items()):
+        for name, (place, direction, _) in reversed(stated.items()):
             if guideline.lines[place].original is None and len(stated) > 1:
                 why = f"remove {name}, keep {_others(stated, name)}"
+                has_words = place > 0 and lines[place - 1] == self._in_words(material, name, direction)
                 # The sentence for people goes with its rule.
-                yield Edit("remove", place, count=2), why, sources.get(name, [])
+                edits = [Edit("remove", place + 1), *([Edit("remove", place)] if has_words else [])]
+                yield edits, why, sources.get(name, [])
         for name, (place, direction, strength) in stated.items():
             for other in _nearby(strength):
-                new = f"- {name} {direction} {STRENGTHS[other]}."
+                edits = [Edit("sharpen", place + 1, f"- {name} {direction} {STRENGTHS[other]}.")]
                 yield (
-                    Edit("sharpen", place + 1, new),
+                    edits,
                     f"{name} {STRENGTHS[other]} instead of {STRENGTHS[strength]}, beside {_others(stated, name)}",
                     sources.get(name, []),
                 )
 
     def _rules(self, material: Material) -> tuple[list[RuleContrast], dict[str, list[int]]]:
         """Return the significant rules, strongest first, and by observation accepted draws that guess them."""
-        key = id(material)
-        if key not in self._contrasts:
+        if self._last is None or self._last[0] is not material:
             draws = material.draws
             found, codes = np.unique(draws.items, return_inverse=True)
             expected = _expected(material)
@@ -154,8 +160,8 @@ class ExtractiveWriter:
 
             contrasts = [rule for rule in contrast_rules(rows(), len(found)) if abs(rule.z) > self.gate]
             sources = {rule.observation: guesses[rule.observation, 1 if rule.z > 0 else -1] for rule in contrasts}
-            self._contrasts[key] = contrasts, sources
-        return self._contrasts[key]
+            self._last = material, contrasts, sources
+        return self._last[1:]
 
     def _strength(self, rule: RuleContrast, strongest: float) -> int:
         """Return how often a rule should count at first: once or twice."""
@@ -163,35 +169,37 @@ class ExtractiveWriter:
 
     def _rule_lines(self, material: Material, rule: RuleContrast, strength: int) -> list[str]:
         """Return a rule for people, and for the rule reader below it."""
-        words, more = IN_WORDS.get(rule.observation, rule.observation), "more" if rule.z > 0 else "less"
+        direction = "helps" if rule.z > 0 else "hurts"
+        return [self._in_words(material, rule.observation, direction), f"- {rule} {STRENGTHS[strength - 1]}."]
+
+    def _in_words(self, material: Material, observation: str, direction: str) -> str:
+        """Return what a rule says to people."""
+        words, more = IN_WORDS.get(observation, observation), "more" if direction == "helps" else "less"
         if isinstance(material.scale, PairwiseScale):
             meaning = f"the text with {more} of it is ahead"
         elif isinstance(material.scale, NominalScale):
             meaning = f"the {more}, the likelier {material.levels[0]}"
         else:
             meaning = f"the {more}, the higher the rating"
-        return [f"{words[0].upper()}{words[1:]}: {meaning}.", f"- {rule} {STRENGTHS[strength - 1]}."]
+        return f"{words[0].upper()}{words[1:]}: {meaning}."
 
     def _criteria(self, material: Material, guideline: Guideline, number: int) -> Proposal | None:
         """Return the guideline with the telling sentences of each label."""
-        lines, sources, reasons = [], list[TraceId](), []
-        for level in range(len(material.levels)):
-            for sentence, z, places in self._sentences(material, level):
-                lines.append(f"- {material.levels[level]}: {sentence}")
-                reasons.append(f"{material.levels[level]} (z {z:+.1f})")
-                sources += material.sources(places[:_SOURCES])
-        if not lines:
-            return None
+        levels = range(len(material.levels))
+        most = max(1, MOST_SECTION_LINES // len(levels))
+        telling = [(level, *found) for level in levels for found in self._sentences(material, level)[:most]]
         try:
-            changed = guideline.with_section(HEADINGS["criteria"], lines, number)
+            changed = _with_criteria(material, guideline, telling, number)
             # A sentence may quote its item or name another dimension: those go, the others stay.
-            wrong = {finding.line for finding in material.findings(changed)}
+            wrong = {finding.line for finding in material.findings(changed) if finding.check != "lost_rule"}
             start, _ = changed.section(HEADINGS["criteria"])
-            lines = [line for place, line in enumerate(lines) if start + 3 + place not in wrong]
-            changed = guideline.with_section(HEADINGS["criteria"], lines, number)
+            telling = [one for place, one in enumerate(telling) if start + 3 + place not in wrong]
+            changed = _with_criteria(material, guideline, telling, number)
         except UnusableEditError:
             return None
-        why = f"sentences that accepted draws contain more often than rejected ones: {', '.join(reasons)}"
+        reasons = ", ".join(f"{material.levels[level]} (z {z:+.1f})" for level, _, z, _ in telling)
+        sources = [source for *_, places in telling for source in material.sources(places[:_SOURCES])]
+        why = f"sentences that accepted draws contain more often than rejected ones: {reasons}"
         return Proposal(number, "criteria", changed, why, tuple(dict.fromkeys(sources)))
 
     def _sentences(self, material: Material, level: int) -> list[tuple[str, float, list[int]]]:
@@ -225,7 +233,7 @@ class ExtractiveWriter:
         vectors = self.embedder.embed(texts)
         clusters = cluster(vectors, most=min(_MOST_CLUSTERS, max(2, len(texts) // 10)), seed=material.seed)
         found = []
-        for members in representatives(texts, vectors, clusters):
+        for members in filter(None, representatives(texts, vectors, clusters)):
             code = clusters.assignment[members[0]]
             inside = {owners[place] for place in np.flatnonzero(clusters.assignment == code).tolist()}
             used = sorted(set(owners))
@@ -236,6 +244,13 @@ class ExtractiveWriter:
                     (texts[members[0]], z, [place for place in used if place in inside and draws.accepted[place]])
                 )
         return sorted(found, key=lambda one: -one[1])
+
+
+def _with_criteria(
+    material: Material, guideline: Guideline, telling: Sequence[tuple[int, str, float, list[int]]], number: int
+) -> Guideline:
+    lines = [f"- {material.levels[level]}: {sentence}" for level, sentence, _, _ in telling]
+    return guideline.with_section(HEADINGS["criteria"], lines, number)
 
 
 def sentences_of(trace: str) -> list[str]:
@@ -258,8 +273,16 @@ def _expected(material: Material) -> NDArray[np.float64]:
 def _opening(material: Material) -> str:
     weights = "Once, twice and thrice say how much it weighs."
     if isinstance(material.scale, PairwiseScale):
-        return f"Compare the two texts in these respects; where they differ little, a respect counts for nothing. {weights}"
-    return f"Look at these respects; what is about average in one of them counts for nothing there. {weights}"
+        return f"Compare the two texts in these respects. Where they differ little, one counts for nothing. {weights}"
+    return f"Look at these respects. What is about average in one counts for nothing there. {weights}"
+
+
+def _place_of_rules(guideline: Guideline) -> int | None:
+    """Return after how many lines a further rule goes: at the end of its section, but before what ends it."""
+    start, stop = guideline.section(RULES_HEADING)
+    if start == stop:
+        return None
+    return next((place for place in range(start, stop) if guideline.lines[place].text == _REST_IN_WORDS), stop)
 
 
 def _stated(guideline: Guideline) -> dict[str, tuple[int, str, int]]:

@@ -17,6 +17,7 @@ from raters.prompts import harmless
 Action = Literal["add", "sharpen", "remove", "move"]
 MOST_LINE_CHARACTERS = 600
 MOST_EDIT_LINES = 12
+MOST_SECTION_LINES = 48
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -54,14 +55,12 @@ class Edit:
         line: The line it concerns, from 1; for `add` 0 is the top.
         text: New line or lines, for `add` and `sharpen`.
         to: For `move`: the line after which it goes, counted before the move.
-        count: For `remove`: how many lines go, from `line` on.
     """
 
     action: Action
     line: int
     text: str = ""
     to: int = 0
-    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,7 @@ class Guideline:
             new = [replace(old, text=first, proposal=proposal), *(Line(text, None, proposal) for text in more)]
             lines[edit.line - 1 : edit.line] = new
         elif edit.action == "remove":
-            del lines[edit.line - 1 : edit.line - 1 + edit.count]
+            del lines[edit.line - 1]
         else:
             if not 0 <= edit.to <= len(lines) or edit.to in (edit.line, edit.line - 1):
                 raise UnusableEditError(f"line {edit.line} cannot go after line {edit.to}")
@@ -122,14 +121,17 @@ class Guideline:
     def with_section(self, heading: str, texts: Sequence[str], proposal: int) -> Guideline:
         """Return the guideline with a section of its own: in place of the one under that heading, or at the end.
 
+        Lines that stood in the section before stay what they were.
+
         Raises:
             UnusableEditError: If there is no text, or too much.
         """
-        body = [Line(text, None, proposal) for text in _new_lines("\n".join(texts), most=4 * MOST_EDIT_LINES)]
-        blank = Line("", None, proposal)
-        new = [Line(heading, None, proposal), blank, *body]
         lines = list(self.lines)
         start, stop = self.section(heading)
+        known = {line.text: line for line in reversed(lines[start:stop])}
+        body = _new_lines("\n".join(texts), most=MOST_SECTION_LINES)
+        new = [known.pop(text, None) or Line(text, None, proposal) for text in (heading, "", *body)]
+        blank = Line("", None, proposal)
         if start < stop:
             return Guideline((*lines[:start], *new, *([blank] if stop < len(lines) else []), *lines[stop:]))
         return Guideline((*lines, *([blank] if lines and lines[-1].text.strip() else []), *new))

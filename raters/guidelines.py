@@ -233,6 +233,9 @@ class Refinement:
 
 
 def with_guideline(spec: RaterSpec, guideline: str) -> RaterSpec:
-    """Return a rater under another guideline; what was measured of it before is no longer its own."""
-    dimension = replace(spec.dimension, guideline=guideline)
+    """Return a rater under another guideline; what was measured of it before is no longer its own.
+
+    Blanks around a guideline do not count, as in a corpus, so that the same guideline is the same rater.
+    """
+    dimension = replace(spec.dimension, guideline=guideline.strip())
     return replace(spec, question=replace(spec.question, dimension=dimension), certificate=None)

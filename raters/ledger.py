@@ -139,6 +139,8 @@ class Ledger:
         """Return the number of rows that need no further first draw, the first `full_rows` of them needing all."""
         undrawn = self.numbers["first"] == UNDRAWN
         most = undrawn.shape[1]
+        if not most:
+            return len(self.rows)
         made = np.where(undrawn.any(axis=1), undrawn.argmax(axis=1), most)
         by_unit = np.where((self.matched_draw >= 0) & (self.matched_chance == 0), self.matched_draw + 1, most)
         needed = np.maximum.reduceat(by_unit, self._starts[:-1])

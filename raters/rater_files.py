@@ -54,6 +54,10 @@ class SeenItems:
         """Return the record of having seen some items of a corpus, by index."""
         return cls(np.unique(corpus.content[items]))
 
+    def with_items(self, corpus: Corpus, items: NDArray[np.int64]) -> SeenItems:
+        """Return the record of having seen some items more."""
+        return SeenItems(np.union1d(self.hashes, corpus.content[items]))
+
     def touched(self, corpus: Corpus, items: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return those of some items, by index, that were seen, or whose group holds an item that was."""
         seen_groups = np.unique(corpus.groups[np.isin(corpus.content, self.hashes)])

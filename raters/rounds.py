@@ -17,7 +17,9 @@ from raters.questions import Question
 from raters.records import Strategy
 from raters.sampling import Rationalizer, Sampler, SamplingOptions
 from raters.trace_runs import Draws, TraceRun, read_draws_of
-from raters.trials import Spending, WorkEnds
+from raters.trials import Spending
+
+MakeSampler = Callable[[Journal, Callable[[], None]], Sampler]
 
 
 @dataclass
@@ -42,8 +44,14 @@ class Redrawing:
     def recount(self) -> None:
         """Count what earlier sessions left in the folder."""
         for path in sorted(self.folder.glob("*.jsonl")):
+            counted = set()
             for _, _, record in Journal(path).recover():
-                self.spending.count(record)
+                # A draw that several people's labels are held against has a line for each of them.
+                who = record["annotator_id"] if record["chance"] == "rationalized" else None
+                draw = (record["item_id"], record["chance"], record["draw"], who)
+                if draw not in counted:
+                    counted.add(draw)
+                    self.spending.count(record)
 
     def stop(self) -> None:
         """End after the draws that are in flight."""
@@ -72,7 +80,11 @@ class Redrawing:
         ledger = Ledger(self.run.corpus, self.run.dimension, self.run.labels(), order, {"first": options["k"]})
         path = self.folder / f"infer-{round_number}-{sha256_of(guideline)[:16]}.jsonl"
         source = Source(model, self.run.question(guideline))
-        await self._draw(ledger, path, lambda journal: Sampler(ledger, journal, source, sampling, on_draw=self.on_draw))
+
+        def sampler(journal: Journal, on_draw: Callable[[], None]) -> Sampler:
+            return Sampler(ledger, journal, source, sampling, on_draw=on_draw)
+
+        await self._draw(ledger, path, sampler, sampling.full_rows(len(order)))
         return read_draws_of(path, self.run.corpus, self.run.dimension)
 
     async def explained(
@@ -120,19 +132,32 @@ class Redrawing:
         path = self.folder / f"explain-{sha256_of(guideline)[:16]}.jsonl"
         source = Source(explain, run.question(guideline))
 
-        def sampler(journal: Journal) -> Sampler:
-            return Sampler(ledger, journal, source, sampling, rationalize=rationalizer, on_draw=self.on_draw)
+        def sampler(journal: Journal, on_draw: Callable[[], None]) -> Sampler:
+            return Sampler(ledger, journal, source, sampling, rationalize=rationalizer, on_draw=on_draw)
 
-        await self._draw(ledger, path, sampler)
+        await self._draw(ledger, path, sampler, 0)
         return read_draws_of(path, run.corpus, run.dimension, "rationalized")
 
-    async def _draw(self, ledger: Ledger, path: Path, make: Callable[[Journal], Sampler]) -> None:
+    async def _draw(self, ledger: Ledger, path: Path, make: MakeSampler, full_rows: int) -> None:
+        """Make the draws that a ledger misses, as far as the budget reaches."""
         journal = Journal(path, prepare=lambda: self.folder.mkdir(parents=True, exist_ok=True))
         last = ledger.replay(journal.recover())
-        totals = ledger.totals
-        before = (sum(totals.draws.values()), totals.prompt_tokens, totals.completion_tokens)
-        self.spending.check(1)
-        sampler = make(journal)
+        counted = _used(ledger)
+
+        def on_draw() -> None:
+            nonlocal counted
+            now = _used(ledger)
+            requests, read, written = (new - old for new, old in zip(now, counted, strict=True))
+            counted = now
+            self.spending.requests += requests
+            self.spending.prompt_tokens += read
+            self.spending.completion_tokens += written
+            sampler.pool.stopping |= bool(self.spending.refusal(1))
+            self.on_draw()
+
+        sampler = make(journal, on_draw)
+        if ledger.has_work(full_rows):
+            self.spending.check(1)
         self._pool = sampler.pool
         try:
             if last is not None:
@@ -140,9 +165,12 @@ class Redrawing:
             await sampler.run()
         finally:
             self._pool = None
-            self.spending.requests += sum(totals.draws.values()) - before[0]
-            self.spending.prompt_tokens += totals.prompt_tokens - before[1]
-            self.spending.completion_tokens += totals.completion_tokens - before[2]
             journal.close()
-        if self.spending.stopping:
-            raise WorkEnds("stopped")
+        if self.spending.stopping or ledger.has_work(full_rows):
+            self.spending.check(1)
+
+
+def _used(ledger: Ledger) -> tuple[int, int, int]:
+    """Return the draws of a ledger, and the tokens they read and wrote."""
+    totals = ledger.totals
+    return sum(totals.draws.values()), totals.prompt_tokens, totals.completion_tokens

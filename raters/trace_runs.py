@@ -28,6 +28,11 @@ from raters.records import Chance, ConfigError, DataError, shown
 from raters.splits import Split, split_corpus
 
 STAGE = "infer_traces"
+_OPTIONS = frozenset(
+    "corpus split split_seed model adapter prompt temperature top_p max_tokens tolerance strategy keep k seed limit "
+    "null_items".split()
+)
+_IDENTITY = frozenset({"dimension", "guideline", "prompt", "labels"})
 
 
 @dataclass(frozen=True)
@@ -216,6 +221,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         if stage == STAGE and {"options", "identity", "inputs_sha256"} <= manifest.keys():
             if status != "complete":
                 raise DataError(f"--traces {folder}: its run is {shown(status)}; finish it with the same command first")
+            _check_keys(manifest)
             return dict(manifest)
     except FileNotFoundError as error:
         raise DataError(f"--traces {folder}: holds no manifest.json; give the folder of a run of {STAGE}") from error
@@ -224,3 +230,12 @@ def _manifest(folder: Path) -> dict[str, Any]:
             raise
         raise DataError(f"{path}: cannot be read ({shown(str(error))}); give the folder of a run of {STAGE}") from error
     raise DataError(f"--traces {folder}: is a run of {shown(stage)}; give the folder of a run of {STAGE}")
+
+
+def _check_keys(manifest: dict[str, Any]) -> None:
+    """Raise a ValueError for what a manifest of this version holds and this one lacks."""
+    for part, names in (("options", _OPTIONS), ("identity", _IDENTITY)):
+        if missing := names - manifest[part].keys():
+            raise ValueError(f"{part} without {', '.join(sorted(missing))}")
+    if not all(isinstance(then, str) for then in manifest["inputs_sha256"].values()):
+        raise ValueError("inputs_sha256 without hashes")

@@ -68,15 +68,21 @@ class Spending:
         Raises:
             WorkEnds: If so many more requests, or any more tokens, are over it, or the user stops.
         """
+        if reason := self.refusal(more_requests):
+            raise WorkEnds(reason)
+
+    def refusal(self, more_requests: int) -> str:
+        """Return why so many more requests may not begin; empty if they may."""
         tokens, usd = self.prompt_tokens + self.completion_tokens, self.usd
         if self.stopping:
-            raise WorkEnds("stopped")
+            return "stopped"
         if self.most_requests is not None and self.requests + more_requests > self.most_requests:
-            raise WorkEnds(f"{more_requests:,} more requests are over the budget of {self.most_requests:,}")
+            return f"{more_requests:,} more requests are over the budget of {self.most_requests:,}"
         if self.most_tokens is not None and tokens >= self.most_tokens:
-            raise WorkEnds(f"{tokens:,} tokens are used, of at most {self.most_tokens:,}")
+            return f"{tokens:,} tokens are used, of at most {self.most_tokens:,}"
         if self.most_usd is not None and usd is not None and usd >= self.most_usd:
-            raise WorkEnds(f"${usd:,.2f} are used, of at most ${self.most_usd:,.2f}")
+            return f"${usd:,.2f} are used, of at most ${self.most_usd:,.2f}"
+        return ""
 
 
 @dataclass

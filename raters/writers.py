@@ -249,12 +249,13 @@ class ModelWriter:
             **self._constants(material),
             guideline=guideline.numbered(),
             cases=shown,
-            tried=list(tried),
+            tried=[harmless(edit) for edit in tried],
         )
         if written is None:
             return None
         edit, why, changed = written
-        return Proposal(number, edit.action, changed, why, material.sources(places))
+        what = f"{edit.action} line {edit.line}: {' '.join(edit.text.split())[:300]}".rstrip(": ")
+        return Proposal(number, edit.action, changed, why or what, material.sources(places))
 
     async def _critiques(self, material: Material) -> tuple[dict[str, Any], NDArray[np.int64]]:
         """Return the critiques nearest the centroids of each label's clusters, and the traces they are from."""
@@ -306,15 +307,15 @@ def _checked(guideline: Guideline, material: Material) -> Guideline:
 
 
 async def gathered(work: Sequence[Any]) -> list[Any]:
-    """Return the results of awaitables that run side by side; the first failure ends the others."""
-    tasks = [asyncio.ensure_future(one) for one in work]
-    try:
-        return list(await asyncio.gather(*tasks))
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
+    """Return the results of awaitables that run side by side, or raise the first failure once all have ended.
+
+    What is in flight is paid for, so its answer is waited for and kept.
+    """
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
 
 
 def parse_edit(answer: str) -> tuple[Edit, str] | None:

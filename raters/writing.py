@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from raters.journal import Journal, Record
 from raters.models.protocol import Message, Model, SamplingSettings, one_line
 from raters.prompts import Prompt, load_prompt
-from raters.records import ConfigError, DataError, ModelRequestError, shown
+from raters.records import ConfigError, DataError, ModelError, ModelRequestError, shown
 from raters.trials import Spending
 
 Read = TypeVar("Read")
@@ -60,6 +60,9 @@ class Scribe:
     _answers: dict[str, Record] = field(default_factory=dict)
     _journal: Journal | None = None
     _slots: asyncio.Semaphore | None = None
+    _asked: dict[str, asyncio.Lock] = field(default_factory=dict)
+    _in_flight: int = 0
+    _failure: ModelError | None = None
 
     def recover(self) -> None:
         """Read what earlier sessions were answered."""
@@ -106,34 +109,45 @@ class Scribe:
         settings = SamplingSettings(self.temperature, 1.0, MOST_ANSWER_TOKENS)
         asked = "\0".join([self.model.spec, messages[0]["content"], str(self.seed), str(attempt), repr(settings)])
         key = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
-        if key in self._answers:
-            return self._answers[key]
         assert self._journal is not None
         self._slots = self._slots or asyncio.Semaphore(self.concurrency)
-        async with self._slots:
-            self.spending.check(1)
-            seed = int.from_bytes(hashlib.blake2b(asked.encode("utf-8", "replace"), digest_size=4).digest(), "big") >> 1
-            try:
-                (made,) = await self.model.complete(messages, [seed], settings)
-                record = {
-                    "key": key,
-                    "purpose": purpose,
-                    "attempt": attempt,
-                    "model": self.model.spec,
-                    "seed": seed,
-                    "answer": made.text,
-                    "reasoning": made.reasoning,
-                    "finish_reason": made.finish_reason,
-                    "prompt_tokens": made.prompt_tokens,
-                    "completion_tokens": made.completion_tokens,
-                }
-            except ModelRequestError as error:
-                refused = {"answer": "", "reasoning": "", "finish_reason": "refused", "error": one_line(str(error))}
-                record = {"key": key, "purpose": purpose, "attempt": attempt, "model": self.model.spec, **refused}
-            self._journal.append([record])
-            self.spending.count(record)
-        self._answers[key] = record
-        return record
+        # Traces may be alike, and then so are their requests: the second one waits for the first one's answer.
+        async with self._asked.setdefault(key, asyncio.Lock()):
+            if key in self._answers:
+                return self._answers[key]
+            async with self._slots:
+                if self._failure is not None:
+                    raise self._failure
+                self.spending.check(1 + self._in_flight)
+                self._in_flight += 1
+                try:
+                    record = {"key": key, "purpose": purpose, "attempt": attempt, "model": self.model.spec}
+                    record |= await self._completion(messages, asked, settings)
+                finally:
+                    self._in_flight -= 1
+                self._journal.append([record])
+                self.spending.count(record)
+            self._answers[key] = record
+            return record
+
+    async def _completion(self, messages: Sequence[Message], asked: str, settings: SamplingSettings) -> Record:
+        """Return what the model answers, as its part of a record; also that it refuses to."""
+        seed = int.from_bytes(hashlib.blake2b(asked.encode("utf-8", "replace"), digest_size=4).digest(), "big") >> 1
+        try:
+            (made,) = await self.model.complete(messages, [seed], settings)
+        except ModelRequestError as error:
+            return {"answer": "", "reasoning": "", "finish_reason": "refused", "error": one_line(str(error))}
+        except ModelError as error:
+            self._failure = error
+            raise
+        return {
+            "seed": seed,
+            "answer": made.text,
+            "reasoning": made.reasoning,
+            "finish_reason": made.finish_reason,
+            "prompt_tokens": made.prompt_tokens,
+            "completion_tokens": made.completion_tokens,
+        }
 
 
 def prompt_for(purpose: str) -> Prompt:
@@ -157,6 +171,8 @@ def _unfinished(record: Record) -> str:
         return f"the model refused it ({record.get('error', '')})"
     if record["finish_reason"] == "length":
         return "it was cut off for its length"
+    if record["finish_reason"] == "content_filter":
+        return "a content filter cut it off"
     if not record["answer"].strip():
         return f"it is empty (finish reason {record['finish_reason']})"
     return ""
