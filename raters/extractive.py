@@ -66,6 +66,8 @@ class ExtractiveWriter:
         """Return the guideline with a section of rules, or of sentences for each label; None if none is significant."""
         if part == "criteria":
             return self._criteria(material, guideline, number)
+        if _place_of_rules(guideline) is not None:
+            return None  # the section is there: what is to join it is proposed rule by rule
         rules, sources = self._rules(material)
         stated = set(_stated(guideline))
         new = [rule for rule in rules if rule.observation not in stated][: self.drafted_rules]
@@ -74,10 +76,7 @@ class ExtractiveWriter:
         strongest = max(abs(rule.z) for rule in new)
         lines = [line for rule in new for line in self._rule_lines(material, rule, self._strength(rule, strongest))]
         try:
-            if (place := _place_of_rules(guideline)) is None:
-                changed = guideline.with_section(RULES_HEADING, [_opening(material), *lines], number)
-            else:
-                changed = guideline.apply(Edit("add", place, "\n".join(lines)), number)
+            changed = guideline.with_section(RULES_HEADING, [_opening(material), *lines], number)
         except UnusableEditError:
             return None
         places = [place for rule in new for place in sources[rule.observation][:_SOURCES]]

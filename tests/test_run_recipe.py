@@ -1,0 +1,149 @@
+"""run_recipe: steps in their order, each once, again only when something it depends on has changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.run_recipe import main, read_recipe
+from raters.records import ConfigError
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+TWO_STEPS = """\
+steps:
+  rated: {stage: rate_items, corpus: demo, model: embedded, draws: 2}
+  scores: {stage: score_agreement, corpus: demo, ratings: ["${rated}/ratings.jsonl"], resamples: 200}
+"""
+
+
+def write_recipe(folder: Path, text: str) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def ran(captured: str) -> list[str]:
+    """Return the names of the steps that a call has run, from what it says."""
+    return [line.split()[1] for line in captured.splitlines() if line.startswith("[") and line.endswith(": running")]
+
+
+def test_steps_run_once_and_again_only_after_a_change(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe, out = write_recipe(tmp_path, TWO_STEPS), tmp_path / "out"
+    assert main([str(recipe), "--out", str(out)]) == 0
+    assert ran(capfd.readouterr().err) == ["rated", "scores"]
+    scores = json.loads((out / "scores" / "scores.json").read_text())
+    assert [rater["rater"] for rater in scores["raters"]] == ["rated"]
+    assert scores["items"] == 56
+    assert main([str(recipe), "--out", str(out)]) == 0
+    assert ran(capfd.readouterr().err) == []
+
+    # Another option of the last step alone: only that step runs.
+    write_recipe(tmp_path, TWO_STEPS.replace("resamples: 200", "resamples: 300"))
+    assert main([str(recipe), "--out", str(out)]) == 0
+    assert ran(capfd.readouterr().err) == ["scores"]
+    assert json.loads((out / "scores" / "scores.json").read_text())["resamples"] == 300
+
+    # More draws of the first: both, since the second reads what the first writes.
+    write_recipe(tmp_path, TWO_STEPS.replace("draws: 2", "draws: 3"))
+    assert main([str(recipe), "--out", str(out)]) == 0
+    assert ran(capfd.readouterr().err) == ["rated", "scores"]
+
+    # Somebody has changed an output of the first.
+    ratings = out / "rated" / "ratings.jsonl"
+    ratings.write_text(ratings.read_text().replace('"seconds": 0.', '"seconds": 1.', 1))
+    write_recipe(tmp_path, TWO_STEPS.replace("draws: 2", "draws: 3"))
+    assert main([str(recipe), "--out", str(out)]) == 0
+    assert ran(capfd.readouterr().err) == ["scores"]
+
+
+def test_list_runs_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main([str(write_recipe(tmp_path, TWO_STEPS)), "--out", str(out), "--list"]) == 0
+    assert capfd.readouterr().err.count("to run") == 2
+    assert not out.exists()
+
+
+def test_a_failing_step_ends_the_recipe_with_its_status(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, TWO_STEPS.replace("model: embedded", "model: nothing"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.run_recipe", str(recipe), "--out", str(tmp_path / "out")],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert lines[-2].startswith("rate_items: model 'nothing'")
+    assert lines[-1].startswith("run_recipe: step rated ended with status 2")
+    assert not (tmp_path / "out" / "scores").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no steps"),
+        ("steps: {}", "holds no steps"),
+        ("steps: [1]", "holds no steps"),
+        ("name: x\nother: 1\nsteps: {a: {stage: rate_items}}", "unknown key 'other'"),
+        ("steps: {a: {stage: cook}}", "stage 'cook'; give one of"),
+        ("steps: {a: rate_items}", "stage 'rate_items'; give one of"),
+        ("steps: {../a: {stage: rate_items}}", "no name of a folder"),
+        ("steps: {1: {stage: rate_items}}", "no name of a folder"),
+        ("steps: {a: {stage: rate_items, out: x}}", "out is the recipe's to give"),
+        ("steps: {a: {stage: rate_items, rater: '${b}/rater.yaml'}}", "${b} is no earlier step"),
+        ("steps: {a: {stage: rate_items, rater: '${a}/rater.yaml'}}", "${a} is no earlier step"),
+        ("steps: {a: [", "cannot be read"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+    path = write_recipe(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        read_recipe(path)
+    message = str(error.value)
+    assert said in message
+    assert str(path) in message
+    assert "\n" not in message
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml: no such file"):
+        read_recipe(tmp_path / "gone.yaml")
+
+
+def test_the_recipe_that_ships_can_be_read() -> None:
+    name, steps = read_recipe(CHECKOUT / "data" / "demo" / "recipe.yaml")
+    assert name == "demo"
+    assert steps[0].stage == "infer_traces"
+    assert steps[-1].stage == "score_agreement"
+    assert set(steps[-1].needs) <= {step.name for step in steps}
+
+
+def test_a_step_that_was_interrupted_goes_on(tmp_path: Path) -> None:
+    text = "steps:\n  rated: {stage: rate_items, corpus: demo, model: embedded, split: all, draws: 400}\n"
+    command = [sys.executable, "-m", "pipelines.run_recipe", str(write_recipe(tmp_path, text))]
+    command += ["--out", str(tmp_path / "out")]
+    ratings = tmp_path / "out" / "rated" / "ratings.jsonl"
+    process = subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not ratings.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    kept = ratings.read_bytes()
+    assert 0 < kept.count(b"\n") < 384 * 400
+    process = subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while ratings.stat().st_size <= len(kept) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert "continuing" in said
+    assert ratings.read_bytes().startswith(kept)
