@@ -48,8 +48,10 @@ svg text.m{fill:var(--mute);font-size:10.5px}
 .key{display:flex;flex-wrap:wrap;gap:.2rem 1rem;padding:0;margin:.3rem 0;list-style:none;font-size:.9rem}
 .key i{display:inline-block;width:.8em;height:.8em;margin-right:.4em;border:1.5px solid var(--c);background:var(--c)}
 .key i.hollow{background:none}
-table.confusion td,table.confusion thead th{min-width:2.6rem;max-width:7rem;padding:.3rem .45rem}
-table.confusion th{overflow-wrap:anywhere}
+.plots.wide{grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr))}
+table.confusion{font-size:.84rem}
+table.confusion td,table.confusion thead th{min-width:2.2rem;max-width:9rem;padding:.3rem .4rem}
+table.confusion th,table.confusion thead th:first-child{overflow-wrap:break-word;min-width:0}
 table.confusion td.same{box-shadow:inset 0 0 0 1.5px var(--mute)}
 .people{--c:var(--people)}.chance{--c:var(--floor)}.f{--c:var(--floor)}
 """ + "".join(f".c{place}{{--c:var(--c{place})}}" for place in range(COLOURS)) +

@@ -147,7 +147,7 @@ def confusions(columns: Sequence[Column]) -> Markup:
     return markup(
         "<h3>Labels against verdicts</h3>\n<p>Rows are people's gold labels, columns verdicts, numbers items. The more "
         "of its row a cell holds, the deeper its colour; where the verdict is the label it is framed.</p>\n"
-        '<div class="plots">{}</div>',
+        '<div class="plots wide">{}</div>',
         join(found, "\n"),
     )
 

@@ -162,12 +162,14 @@ def _table(corner: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence
 def _told_apart(names: Iterable[str], longest: int) -> list[str]:
     """Return names without their middle if they are long, but those whole that would not be told apart."""
     whole = [in_one_line(name) for name in names]
-    short = [name if _width(name) <= longest else without_middle(name, longest) for name in whole]
+    short = [without_middle(name, longest) for name in whole]
     return [one if short.count(one) == 1 else name for name, one in zip(whole, short, strict=True)]
 
 
 def without_middle(name: str, longest: int) -> str:
-    """Return beginning and end of a name, as much of each as fits."""
+    """Return a name as it is if it fits, else as much of its beginning and end as does."""
+    if _width(name) <= longest:
+        return name
     begin = end = ""
     for front, back in zip(name, reversed(name), strict=True):
         if _width(begin + front + end) >= longest:

@@ -207,6 +207,15 @@ def test_shares_of_a_rater_that_cannot_be_read_are_dashes(tmp_path: Path) -> Non
     assert "first, 2: -" in text_of(report_html(scores))
 
 
+def test_labels_stand_in_plots_as_they_are_and_long_ones_without_their_middle(tmp_path: Path) -> None:
+    scores = scored(tmp_path, ORDINAL_3, 1)
+    for which in ("label_shares", "verdict_shares"):
+        scores["raters"][0][which] = {"one": 0.5, "a label of more characters than fit above a bar": 0.5}
+    words = re.findall(r"<text [^>]*>(.*?)</text>", report_html(scores))
+    assert "one" in words
+    assert "a label of mor…t above a bar" in words
+
+
 def test_an_undefined_figure_is_a_dash_with_its_reason(tmp_path: Path) -> None:
     scores = scored(tmp_path, ORDINAL_3, 2, constant=True)
     reasons = {figure["reason"] for figure in figures_of(scores) if figure["value"] is None}

@@ -66,6 +66,8 @@ def test_long_names_lose_their_middle_and_stay_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "longest", "short"),
     [
+        ("a", 5, "a"),
+        ("abcde", 5, "abcde"),
         ("abcdefghij", 5, "ab…ij"),
         ("abcdefghij", 4, "ab…j"),
         ("abcdefghij", 9, "abcd…ghij"),
