@@ -13,7 +13,7 @@ from pydantic import Field
 
 from pipelines.command import run_command
 from pipelines.options import StageOptions, parse_options
-from pipelines.screen import printable, say
+from pipelines.screen import say
 from raters.journal import write_atomically
 from raters.records import ConfigError, DataError, shown
 
@@ -69,6 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     from raters.corpora import find_corpus, load_corpus
     from raters.floor import floors
     from raters.gold import default_method
+    from raters.rater_draws import in_one_line
     from raters.report import report_html
     from raters.runs import RunFolder, git_revision, run_name, versions
     from raters.score_text import score_lines
@@ -82,10 +83,8 @@ def main(arguments: Sequence[str]) -> int:
     dimension = _dimension(rated[0], corpus, options.dimension)
     raters = _read_raters(rated, corpus, dimension, options.aggregate)
     method = options.labels or default_method(dimension.scale)
-    say(
-        f"corpus {corpus.name}: {len(raters)} rater(s) of {len(raters[0].items):,} items on {dimension.name} "
-        f"({dimension.scale}), labels: {method}"
-    )
+    scored = f"{len(raters)} rater(s) of {len(raters[0].items):,} items on {dimension.name} ({dimension.scale})"
+    say(in_one_line(f"corpus {corpus.name}: {scored}, labels: {method}"))
     out = Path(options.out) if options.out else Path("runs") / run_name(corpus, dimension.name) / STAGE
     read = {str(one.path.resolve()): rater.sha256 for one, rater in zip(rated, raters, strict=True)}
     inputs = {**corpus.sha256, **read}
@@ -128,12 +127,13 @@ def main(arguments: Sequence[str]) -> int:
         folder.write_manifest({"status": "complete", **manifest})
     finally:
         folder.release()
-    print("\n".join(map(printable, score_lines(scores))))
+    print("\n".join(score_lines(scores)))
     print()
     for certificate in certificates:
         verdict = "certified" if certificate["certified"] else f"no certificate: {certificate['reason']}"
-        print(printable(f"{certificate['rater']}: {verdict}"))
-    print(printable(f"\nWritten to {out}: scores.json, certificate.json, report.html"))
+        print(in_one_line(f"{certificate['rater']}: {verdict}"))
+    print()
+    print(in_one_line(f"Written to {out}: scores.json, certificate.json, report.html"))
     return 0
 
 

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -547,7 +546,7 @@ def test_an_annotator_who_labelled_an_item_twice_is_refused(tmp_path: Path, refu
     assert "annotations.jsonl line 81" in mended(refused("--corpus", corpus, "--ratings", ratings))
 
 
-# --- one annotator, hostile names, speed ------------------------------------------------------------------
+# --- one annotator, hostile names -------------------------------------------------------------------------
 
 
 def test_a_single_annotator_has_no_ceiling_and_the_reason_is_printed(
@@ -584,13 +583,3 @@ def test_hostile_names_do_not_reach_the_terminal(tmp_path: Path, capsys: pytest.
     scores = scores_of(tmp_path / "out")
     assert [record["rater"].isprintable() for record in scores["raters"]] == [True, True]
     assert "y/\ufffd[31mevil\ufffdforged: certified" in printed
-
-
-def test_help_is_fast() -> None:
-    started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", f"pipelines.{STAGE}", "--help"], capture_output=True, text=True, check=True
-    )
-    assert time.perf_counter() - started < 1
-    for option in ("--ratings", "--partial", "--resamples", "--new"):
-        assert option in done.stdout
