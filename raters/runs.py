@@ -140,12 +140,15 @@ class RunFolder:
 
 
 def _differences(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what differs between two records, of a value that holds others only those that differ."""
+    """Yield what differs between two records; of a value too long to show, those of its own that differ."""
     for name in dict.fromkeys([*now, *then]):
         before, after = then.get(name), now.get(name)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
+        if before == after:
+            continue
+        cut = _short(before).endswith("…") or _short(after).endswith("…")
+        if cut and isinstance(before, Mapping) and isinstance(after, Mapping):
             yield from _differences(f"{where}{name} ", before, after)
-        elif before != after:
+        else:
             yield f"{where}{name} was {_short(before)}, now {_short(after)}"
 
 

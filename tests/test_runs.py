@@ -118,7 +118,7 @@ def test_an_empty_folder_is_a_new_run(tmp_path: Path) -> None:
         ({"model": "hf/x"}, 'model was "embedded", now "hf/x"'),
         ({"guideline": "b" * 64}, "guideline was aaaaaaaaaaaa…, now bbbbbbbbbbbb…"),
         ({"tolerance": 0.5}, "tolerance was null, now 0.5"),
-        ({"scale": {"labels": [1, 2, 3]}}, "scale labels was [1, 2], now [1, 2, 3]"),
+        ({"scale": {"labels": [1, 2, 3]}}, 'scale was {"labels": [1, 2]}, now {"labels": [1, 2, 3]}'),
         ({"scale": None}, 'scale was {"labels": [1, 2]}, now null'),
         ({"new_setting": 3}, "new_setting was null, now 3"),
         ({"seed": 1, "model": "hf/x"}, 'model was "embedded", now "hf/x"; seed was 0, now 1'),
