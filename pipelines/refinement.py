@@ -174,7 +174,7 @@ def _write_ratings(folder: Path, spec: RaterSpec, trials: Trials, run: TraceRun,
 
 def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     """Yield what came out, for a reader."""
-    from raters.report import FIGURE_NAMES
+    from raters.score_text import FIGURE_NAMES
 
     yield printable(f"{summary['corpus']}, {summary['dimension']} ({summary['scale']}): {summary['method']}")
     counts = summary["proposals"]
@@ -220,6 +220,6 @@ def _part_lines(part: str, found: Mapping[str, Any], figure: str) -> Iterable[st
 
 def figure_name(name: str) -> str:
     """Return a figure's name for a reader."""
-    from raters.report import FIGURE_NAMES
+    from raters.score_text import FIGURE_NAMES
 
     return FIGURE_NAMES[name]

@@ -239,7 +239,9 @@ def _run(step: Step, given: Mapping[str, Any], out: Path) -> bool:
     if status in (INTERRUPTED, -2):
         return False
     if status:
-        raise StepFailedError(f"step {step.name} ended with status {status}; its own line above says why", max(status, 1))
+        raise StepFailedError(
+            f"step {step.name} ended with status {status}; its own line above says why", max(status, 1)
+        )
     write_atomically(folder / "recipe.json", json.dumps(_state(step, given, out), indent=2, ensure_ascii=False) + "\n")
     return True
 

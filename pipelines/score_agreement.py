@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +13,7 @@ from pydantic import Field
 
 from pipelines.command import run_command
 from pipelines.options import StageOptions, parse_options
-from pipelines.screen import percent, printable, row, say
+from pipelines.screen import say
 from raters.journal import write_atomically
 from raters.records import ConfigError, DataError, shown
 
@@ -70,24 +69,25 @@ def main(arguments: Sequence[str]) -> int:
     from raters.corpora import find_corpus, load_corpus
     from raters.floor import floors
     from raters.gold import default_method
+    from raters.rater_draws import in_one_line
     from raters.report import report_html
     from raters.runs import RunFolder, git_revision, run_name, versions
+    from raters.score_text import score_lines
     from raters.scoring import score
 
     if not options.ratings:
         raise ConfigError("--ratings: missing; give one ratings.jsonl of rate_items, or several")
     corpus = load_corpus(find_corpus(options.corpus))
     utilisation = None if options.traces is None else _summary(Path(options.traces))
-    rated = [_Rated.read(Path(path), options.partial) for path in options.ratings]
-    dimension = corpus.dimension(options.dimension or rated[0].dimension)
+    rated = [_Rated.find(Path(path), options.partial) for path in options.ratings]
+    dimension = _dimension(rated[0], corpus, options.dimension)
     raters = _read_raters(rated, corpus, dimension, options.aggregate)
     method = options.labels or default_method(dimension.scale)
-    say(
-        f"corpus {corpus.name}: {len(raters)} rater(s) of {len(raters[0].items):,} items on {dimension.name} "
-        f"({dimension.scale}), labels: {method}"
-    )
+    scored = f"{len(raters)} rater(s) of {len(raters[0].items):,} items on {dimension.name} ({dimension.scale})"
+    say(in_one_line(f"corpus {corpus.name}: {scored}, labels: {method}"))
     out = Path(options.out) if options.out else Path("runs") / run_name(corpus, dimension.name) / STAGE
-    inputs = {**corpus.sha256, **{str(one.path): one.sha256 for one in rated}}
+    read = {str(one.path.resolve()): rater.sha256 for one, rater in zip(rated, raters, strict=True)}
+    inputs = {**corpus.sha256, **read}
     identity = {
         "inputs": inputs,
         "dimension": dimension.name,
@@ -107,31 +107,46 @@ def main(arguments: Sequence[str]) -> int:
             seed=options.seed,
             epsilon=options.epsilon,
         )
-        scores["partial"] = [one.name for one in rated if not one.complete]
+        scores["partial"] = [one.progress(rater) for one, rater in zip(rated, raters, strict=True) if not one.complete]
         certificates = [
-            certificate_of(rater.name, one.spec, corpus, rater, one.made_by, scores, one.manifest)
+            certificate_of(rater.name, one.spec, corpus, rater, scores, one.manifest)
             for rater, one in zip(raters, rated, strict=True)
         ]
-        manifest = {"status": "complete", "options": options.model_dump(mode="json"), "inputs_sha256": inputs}
-        folder.create({**manifest, "versions": versions(), "git_revision": git_revision()})
+        manifest = {
+            "options": options.model_dump(mode="json"),
+            "inputs_sha256": inputs,
+            "versions": versions(),
+            "git_revision": git_revision(),
+        }
+        folder.create({"status": "running", **manifest})
         write_atomically(out / "scores.json", _strict_json(scores))
         write_atomically(out / "certificate.json", _strict_json(certificates))
         page = report_html(scores, utilisation=utilisation, certificates=certificates)
         write_atomically(out / "report.html", page)
-        for rater, one, certificate in zip(raters, rated, certificates, strict=True):
-            if one.spec is not None and certificate["certified"]:
-                (out / "certified").mkdir(exist_ok=True)
-                name = re.sub(r"[^\w.-]+", "_", rater.name)
-                one.spec.certified(certificate).write(out / "certified" / f"{name}.yaml")
+        _write_certified(out / "certified", rated, certificates)
+        folder.write_manifest({"status": "complete", **manifest})
     finally:
         folder.release()
-    print("\n".join(map(printable, score_lines(scores))))
+    print("\n".join(score_lines(scores)))
     print()
     for certificate in certificates:
         verdict = "certified" if certificate["certified"] else f"no certificate: {certificate['reason']}"
-        print(printable(f"{certificate['rater']}: {verdict}"))
-    print(printable(f"\nWritten to {out}: scores.json, certificate.json, report.html"))
+        print(in_one_line(f"{certificate['rater']}: {verdict}"))
+    print()
+    print(in_one_line(f"Written to {out}: scores.json, certificate.json, report.html"))
     return 0
+
+
+def _write_certified(folder: Path, rated: Sequence[_Rated], certificates: Sequence[Mapping[str, Any]]) -> None:
+    """Write a rater.yaml for each certificate that is given, and remove what an earlier run certified."""
+    from raters.rater_draws import file_name
+
+    for stale in folder.glob("*.yaml"):
+        stale.unlink()
+    for one, certificate in zip(rated, certificates, strict=True):
+        if one.spec is not None and certificate["certified"]:
+            folder.mkdir(exist_ok=True)
+            one.spec.certified(certificate).write(folder / f"{file_name(certificate['rater'])}.yaml")
 
 
 def _strict_json(record: object) -> str:
@@ -168,21 +183,13 @@ class _Rated:
 
     Attributes:
         path: The file.
-        sha256: Its hash.
-        name: Of the rater, for tables: the folder's name.
-        dimension: What its first line rates.
         spec: What its rater.yaml says; None if there is none.
         manifest: Of its run; None if there is none.
-        made_by: Hashes of the raters that made the ratings, as their lines say.
     """
 
     path: Path
-    sha256: str
-    name: str
-    dimension: str
     spec: RaterSpec | None
     manifest: Mapping[str, Any] | None
-    made_by: frozenset[str]
 
     @property
     def complete(self) -> bool:
@@ -190,35 +197,48 @@ class _Rated:
         return self.manifest is None or self.manifest["status"] == "complete"
 
     @classmethod
-    def read(cls, path: Path, partial: bool) -> _Rated:
-        import hashlib
+    def find(cls, path: Path, partial: bool) -> _Rated:
+        """Return what stands beside a ratings file; the file itself is read later.
 
-        from raters.journal import read_lines
+        Raises:
+            DataError: If that cannot be read, or the run is not complete and `partial` is False.
+        """
         from raters.rater_files import read_rater
 
-        digest = hashlib.sha256()
-        lines = read_lines(path, digest)
-        _, _, first = next(lines)
-        made_by = frozenset(
-            [str(first.get("rater_sha256")), *(str(record.get("rater_sha256")) for _, _, record in lines)]
-        )
-        beside = path.parent / "rater.yaml"
-        spec = read_rater(beside) if beside.exists() else None
-        one = cls(
-            path,
-            digest.hexdigest(),
-            path.parent.name,
-            str(first.get("dimension")),
-            spec,
-            _manifest(path.parent),
-            made_by,
-        )
+        one = cls(path, None, _manifest(path.parent))
         if not one.complete and not partial:
             raise DataError(
                 f"{path}: its run is not complete; finish it with the same rate_items command, or give --partial to "
                 "score what is there"
             )
-        return one
+        beside = path.parent / "rater.yaml"
+        return replace(one, spec=read_rater(beside)) if beside.exists() else one
+
+    def progress(self, rater: RaterDraws) -> dict[str, Any]:
+        """Return how much of a run that is not complete is there; None for what its manifest does not say."""
+        counts = [(self.manifest or {}).get(name) for name in ("items", "draws_per_item")]
+        items, draws = (count if type(count) is int else None for count in counts)
+        return {
+            "rater": rater.name,
+            "items": len(rater.items),
+            "of_items": items,
+            "draws": int(rater.drawn.sum()),
+            "of_draws": None if items is None or draws is None else items * draws,
+        }
+
+
+def _dimension(one: _Rated, corpus: Corpus, asked: str | None) -> Dimension:
+    """Return the dimension that was asked for, or the one that a ratings file is of."""
+    from raters.rater_draws import rated_dimension
+
+    name = asked or rated_dimension(one.path, complete=one.complete)
+    if asked is None and name not in corpus.dimensions:
+        known = ", ".join(corpus.dimensions)
+        raise DataError(
+            f"{one.path} line 1: dimension {shown(name)} is not in corpus {corpus.name} ({known}); give --corpus, the "
+            "one that was rated"
+        )
+    return corpus.dimension(name)
 
 
 def _manifest(folder: Path) -> Mapping[str, Any] | None:
@@ -239,93 +259,15 @@ def _read_raters(
     import numpy as np
 
     from raters.gold import aggregate_draws
-    from raters.rater_draws import read_draws
+    from raters.rater_draws import rater_names, read_draws
     from raters.rater_files import default_aggregate
 
     raters: list[RaterDraws] = []
-    for one in rated:
+    for one, name in zip(rated, rater_names([one.path for one in rated]), strict=True):
         how = aggregate or (one.spec.aggregate if one.spec else default_aggregate(dimension.scale))
         aggregate_draws(np.array([]), how, dimension.scale)  # raises if the scale lacks the order
-        taken = [rater.name for rater in raters]
-        name = one.name if one.name not in taken else f"{one.name} {len(taken) + 1}"
-        raters.append(read_draws(one.path, name, corpus, dimension, how))
+        raters.append(read_draws(one.path, name, corpus, dimension, how, complete=one.complete))
     return raters
-
-
-def score_lines(scores: Mapping[str, Any]) -> Iterable[str]:
-    """Yield the scores for a reader."""
-    from raters.report import FIGURE_NAMES
-
-    human = scores["human"]
-    yield f"{scores['corpus']}, {scores['dimension']} ({scores['scale']}), labels: {scores['label_method']}"
-    yield (
-        f"  {scores['items']:,} rated items, {scores['items_with_label']:,} with a label; {scores['annotators']:,} "
-        f"annotators, alpha among them {_cell(human['alpha'])}"
-    )
-    count = f"{scores['resampled_count']:,} {scores['resampled']}"
-    few = "" if scores["resampled"] == "groups" else ", there being fewer than 20 groups"
-    yield f"  95 % intervals: {scores['resamples']:,} resamples of {count}{few}"
-    if scores["partial"]:
-        yield f"  not complete: {', '.join(scores['partial'])}"
-    ceiling = "people, one table" if human["ceiling_pooled"] else "people, each"
-    names = list(human["ceiling"])
-    yield ""
-    yield "Agreement with people's gold label; in the last column, of one person with the gold label of the others"
-    columns = [*scores["raters"], *scores["floors"]]
-    yield _line("figure", [rater["rater"] for rater in columns] + [ceiling])
-    for name in names:
-        cells = [_cell(rater["agreement"][name]) for rater in columns]
-        yield _line(FIGURE_NAMES[name], [*cells, _cell(human["ceiling"][name])])
-    yield _line("readable items", [percent(rater["coverage"]) for rater in columns])
-    yield _line("alpha, worst case", [_cell(rater["worst_case"]["krippendorff_alpha"]) for rater in columns])
-    yield _line("draws agree", [percent(rater["self_agreement"]) for rater in columns])
-    yield _line("rho with length", [_rho(rater["length_correlation"]) for rater in columns])
-    yield _line("replaces people", [_verdict(rater["alternative_annotator_test"]) for rater in columns])
-    if any(rater["position"] for rater in columns):
-        shares = [rater["position"] for rater in columns]
-        yield _line("chose first shown", [percent(share and share["chose_first_shown"]) for share in shares])
-        yield _line("same in both orders", [percent(share and share["consistent"]) for share in shares])
-    labels = list(columns[0]["label_shares"])
-    yield ""
-    yield row("share of", labels)
-    yield row("people's labels", [percent(columns[0]["label_shares"][label]) for label in labels])
-    for rater in columns:
-        yield row(rater["rater"][:18], [percent(rater["verdict_shares"][label]) for label in labels])
-    reasons = sorted({f"{FIGURE_NAMES[name]}: {found['reason']}" for rater in scores["raters"]
-                      for name, found in rater["agreement"].items() if found["reason"]})  # fmt: skip
-    for reason in reasons:
-        yield f"  no figure or interval: {reason}"
-    if between := scores["between_raters"]:
-        yield ""
-        yield f"Raters among each other: alpha {_cell(between['krippendorff_alpha'])}" + (
-            f", ICC(3,1) {_cell(between['icc3_1'])}" if "icc3_1" in between else ""
-        )
-        for difference in scores["differences"]:
-            if difference["figure"] in ("kendall_tau_b", "krippendorff_alpha"):
-                p = difference.get("p_holm")
-                name, pair = FIGURE_NAMES[difference["figure"]], " minus ".join(difference["raters"])
-                yield f"  {name}: {pair} = {_cell(difference)}, p {'-' if p is None else f'{p:.3f}'} (Holm)"
-
-
-def _line(name: str, cells: list[str]) -> str:
-    return f"  {name:<20}" + "".join(f"{cell[:27]:>28}" for cell in cells)
-
-
-def _cell(figure: Mapping[str, Any]) -> str:
-    if figure["value"] is None:
-        return "-"
-    interval = "" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]"
-    return f"{figure['value']:.3f}{interval}"
-
-
-def _rho(found: Mapping[str, Any] | None) -> str:
-    return "-" if found is None or found["spearman_rho"] is None else f"{found['spearman_rho']:.3f}"
-
-
-def _verdict(test: Mapping[str, Any]) -> str:
-    if test["winning_rate"] is None:
-        return "cannot be tested"
-    return f"{'yes' if test['passed'] else 'no'} (wins against {percent(test['winning_rate'], 0)})"
 
 
 if __name__ == "__main__":

@@ -23,9 +23,7 @@ from raters.pairs import (
     one_minus_ratio,
     pairs_of,
     ratio,
-    runs_of,
     squared_deviations,
-    summed_by_code,
 )
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
@@ -105,11 +103,13 @@ def kendall_tau_b(weights: Floats, pairs: Pairs) -> Floats:
     Source:
         Kendall 1945, Biometrika 33(3); ties as in scipy.stats.kendalltau.
     """
-    labels, verdicts = pairs.label_margins(weights), pairs.verdict_margins(weights)
     if pairs.fit_tables:
-        ahead = _concordant_minus_discordant(weights, pairs)
+        tables = pairs.tables(weights)
+        ahead = _concordant_minus_discordant(tables)
+        labels, verdicts = tables.sum(axis=2), tables.sum(axis=1)
     elif len(pairs.counts) <= _MOST_COMPARED_PAIRS:
         ahead = ((weights @ pairs.signs) * weights).sum(axis=1) / 2
+        labels, verdicts = pairs.label_margins(weights), pairs.verdict_margins(weights)
     else:
         lost = pairs.exact_tau_b - kendall_tau_b(pairs.counts[None], pairs.binned)
         return kendall_tau_b(weights, pairs.binned) + lost
@@ -118,15 +118,12 @@ def kendall_tau_b(weights: Floats, pairs: Pairs) -> Floats:
     return ratio(ahead, np.sqrt(untied[0]) * np.sqrt(untied[1]))
 
 
-def _concordant_minus_discordant(weights: Floats, pairs: Pairs) -> Floats:
-    """Return (n,) how many pairs of items both sides order alike, less those they order oppositely."""
-    rows, row_of = np.unique(pairs.labels, return_inverse=True)
-    columns, column_of = np.unique(pairs.verdicts, return_inverse=True)
-    tables = np.zeros((len(weights), len(rows), len(columns)))
-    # Bins put several pairs into one cell.
-    cells, cell_of = np.unique(row_of * len(columns) + column_of, return_inverse=True)
-    flat = tables.reshape(len(weights), -1)
-    flat[:, cells] = summed_by_code(weights, runs_of(cell_of.astype(np.int64)), len(cells))
+def _concordant_minus_discordant(tables: Floats) -> Floats:
+    """Return (n,) how many pairs of items both sides order alike, less those they order oppositely.
+
+    Args:
+        tables: (n, labels, verdicts) how often each label met each verdict, both in their order.
+    """
     above = np.cumsum(tables, axis=1)[:, :-1]
     up_to = np.cumsum(above, axis=2)
     later = tables[:, 1:]
@@ -141,14 +138,11 @@ def spearman_rho(weights: Floats, pairs: Pairs) -> Floats:
     Source:
         Spearman 1904, Am. J. Psychology 15(1); ties as in scipy.stats.spearmanr.
     """
-    items = weights.sum(axis=1, keepdims=True)
-    labels, verdicts = pairs.label_margins(weights), pairs.verdict_margins(weights)
-    label_ranks = midranks(labels) - items / 2
-    verdict_ranks = midranks(verdicts) - items / 2
-    together = (weights * label_ranks[:, pairs.labels] * verdict_ranks[:, pairs.verdicts]).sum(axis=1)
-    spread = [(margins * ranks**2).sum(axis=1) for margins, ranks in ((labels, label_ranks), (verdicts, verdict_ranks))]
+    (labels, label_ranks), (verdicts, verdict_ranks) = pairs.label_ranks(weights), pairs.verdict_ranks(weights)
     constant = ((labels > 0).sum(axis=1) < 2) | ((verdicts > 0).sum(axis=1) < 2)
-    return np.where(constant, np.nan, ratio(together, np.sqrt(spread[0]) * np.sqrt(spread[1])))
+    together = np.einsum("np,np,np->n", weights, label_ranks, verdict_ranks)
+    spread = [np.sqrt(np.einsum("np,np,np->n", weights, ranks, ranks)) for ranks in (label_ranks, verdict_ranks)]
+    return np.where(constant, np.nan, ratio(together, spread[0] * spread[1]))
 
 
 def _icc3_squares(weights: Floats, pairs: Pairs) -> tuple[Floats, Floats]:
@@ -237,6 +231,14 @@ def alpha_of_pairs(weights: Floats, pairs: Pairs, level: Level) -> Floats:
         Krippendorff 2011, Computing Krippendorff's Alpha-Reliability. The ordinal difference between two labels is
         that of their midranks, so the ordinal alpha is the interval one of midranks.
     """
+    if level == "interval":
+        values = pairs.values - pairs.values.mean()
+        labels, verdicts = values[pairs.labels], values[pairs.verdicts]
+        total = 2 * weights.sum(axis=1)
+        observed, size = weights @ (labels - verdicts) ** 2, total * (weights @ (labels**2 + verdicts**2))
+        expected = size - (weights @ (labels + verdicts)) ** 2
+        expected = np.where(expected <= _ROUNDING * size, 0.0, expected)
+        return one_minus_ratio(observed * (total - 1), expected)
     margins = pairs.label_margins(weights) + pairs.verdict_margins(weights)
     total = margins.sum(axis=1)
     if level == "nominal":
@@ -247,7 +249,7 @@ def alpha_of_pairs(weights: Floats, pairs: Pairs, level: Level) -> Floats:
         squared = np.divide(above, below, out=np.zeros_like(above), where=below != 0) ** 2
         observed = weights @ squared[pairs.labels, pairs.verdicts]
         return one_minus_ratio(2 * observed * (total - 1), np.einsum("nc,cd,nd->n", margins, squared, margins))
-    values = midranks(margins) if level == "ordinal" else (pairs.values - pairs.values.mean())[None]
+    values = midranks(margins)
     gaps = values[:, pairs.labels] - values[:, pairs.verdicts]
     size = total * (margins * values**2).sum(axis=1)
     expected = size - (margins * values).sum(axis=1) ** 2

@@ -106,7 +106,15 @@ class Resampled:
         low, high = bca.ends(confidence)
         return Interval(value, low, high, "", undefined)
 
-    def difference(self, first: str, second: str, figure: str, confidence: float = 0.95) -> Difference:
+    def difference(
+        self,
+        first: str,
+        second: str,
+        figure: str,
+        confidence: float = 0.95,
+        *,
+        called: tuple[str, str] | None = None,
+    ) -> Difference:
         """Return a figure of one rater minus that of another, with interval and p, on the same resamples.
 
         The sums of both should be of the same items: mask what only one of the raters has rated before.
@@ -116,11 +124,12 @@ class Resampled:
             second: Name of those of the other.
             figure: Which figure.
             confidence: How often the interval is to hold the truth.
+            called: What a reason calls the two; the names of their sums if None.
         """
         one, other = (first, figure), (second, figure)
-        for key in (one, other):
+        for key, name in zip((one, other), called or (first, second), strict=True):
             if key in self.reasons:
-                return Difference(np.nan, np.nan, np.nan, np.nan, f"{key[0]}: {self.reasons[key]}")
+                return Difference(np.nan, np.nan, np.nan, np.nan, f"{name}: {self.reasons[key]}")
         value = self.points[one] - self.points[other]
         draws = self.draws[one] - self.draws[other]
         return difference_of(value, draws, self.num_groups, confidence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Any
 
 from raters.corpora import Corpus
@@ -16,7 +16,6 @@ def certificate_of(
     spec: RaterSpec | None,
     corpus: Corpus,
     draws: RaterDraws,
-    made_by: Set[str],
     scores: Mapping[str, Any],
     manifest: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
@@ -29,8 +28,7 @@ def certificate_of(
         name: Of the rater, as `scores` has it.
         spec: What it is; None if no rater.yaml stands beside its ratings.
         corpus: What was rated.
-        draws: What was scored.
-        made_by: Hashes of the raters that made the ratings, as their lines say.
+        draws: What was scored, and which raters made it.
         scores: What `scoring.score` returned.
         manifest: Of the run that rated; None if there is none.
     """
@@ -44,7 +42,7 @@ def certificate_of(
         }
     if manifest is None or manifest.get("status") != "complete":
         return {**rated, "certified": False, "reason": "its run of rate_items is not complete, or has no manifest"}
-    if made_by != {spec.sha256}:
+    if draws.made_by != {spec.sha256}:
         reason = "the rater.yaml beside its ratings is not of the rater that made them"
         return {**rated, "certified": False, "reason": reason}
     if draws.aggregate != spec.aggregate:

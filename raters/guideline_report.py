@@ -16,13 +16,9 @@ from markupsafe import Markup
 
 from raters.guideline_text import Guideline, Line
 from raters.journal import Record
-from raters.report import _COLOURS as COLOURS
-from raters.report import _PAGE as PAGE
-from raters.report import _STYLE as STYLE
-from raters.report import FIGURE_NAMES
-from raters.report import _join as join
-from raters.report import _m as markup
-from raters.report import _table as table
+from raters.report_markup import COLOURS, join, markup, table
+from raters.report_page import PAGE, STYLE
+from raters.score_text import FIGURE_NAMES
 
 _METHODS = {
     "contrast": "contrast: two drafts and a loop of small edits, each kept only behind the gate on dev",

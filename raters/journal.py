@@ -24,12 +24,16 @@ _SYNC_SECONDS = 1.0
 Record = dict[str, Any]
 
 
-def read_lines(path: Path, digest: hashlib._Hash | None = None) -> Iterator[tuple[int, int, Record]]:
+def read_lines(
+    path: Path, digest: hashlib._Hash | None = None, *, pass_over_torn: bool = False
+) -> Iterator[tuple[int, int, Record]]:
     """Yield (line number from 1, byte offset, record) of every line of a record file.
 
     Args:
         path: A JSON-lines file in UTF-8; lines of white space alone are passed over.
         digest: Fed with every byte read, if given.
+        pass_over_torn: Leave out a last line without a line break: what a run that was killed, or is still writing,
+            has left.
 
     Raises:
         DataError: If the file is missing or empty, or a line is not a JSON object in UTF-8.
@@ -43,6 +47,8 @@ def read_lines(path: Path, digest: hashlib._Hash | None = None) -> Iterator[tupl
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     with file:
         for line_number, line in enumerate(file, start=1):
+            if pass_over_torn and not line.endswith(b"\n"):
+                break
             if digest is not None:
                 digest.update(line)
             if line.strip():

@@ -56,6 +56,26 @@ class Pairs:
         return summed_by_code(weights, self._verdict_runs, len(self.numbers))
 
     @cached_property
+    def _cells(self) -> tuple[int, int, tuple[Codes, Codes, Codes]]:
+        """How many distinct labels and verdicts there are, and which pairs fall into a cell of their table."""
+        rows, row_of = np.unique(self.labels, return_inverse=True)
+        columns, column_of = np.unique(self.verdicts, return_inverse=True)
+        return len(rows), len(columns), runs_of((row_of * len(columns) + column_of).astype(np.int64))
+
+    def tables(self, weights: Floats) -> Floats:
+        """Return (n, distinct labels, distinct verdicts) how often each label met each verdict."""
+        rows, columns, runs = self._cells
+        return summed_by_code(weights, runs, rows * columns).reshape(len(weights), rows, columns)
+
+    def label_ranks(self, weights: Floats) -> tuple[Floats, Floats]:
+        """Return (n, distinct labels) how often each occurs, and (n, pairs) midranks less those of the middle."""
+        return _centred_ranks(weights, self._label_runs)
+
+    def verdict_ranks(self, weights: Floats) -> tuple[Floats, Floats]:
+        """Return the same of verdicts."""
+        return _centred_ranks(weights, self._verdict_runs)
+
+    @cached_property
     def signs(self) -> Floats:
         """(pairs, pairs) +1 where two pairs are in the same order on both sides, -1 in opposite order, 0 if tied."""
         by_label = np.sign(np.subtract.outer(self.labels, self.labels))
@@ -134,11 +154,27 @@ def runs_of(codes: Codes) -> tuple[Codes, Codes, Codes]:
 
 def summed_by_code(weights: Floats, runs: tuple[Codes, Codes, Codes], width: int) -> Floats:
     """Return (n, width) the weights of (n, pairs) summed over pairs of the same code."""
-    order, starts, codes = runs
     margins = np.zeros((len(weights), width))
-    if len(starts):
-        margins[:, codes] = np.add.reduceat(weights[:, order], starts, axis=1)
+    if len(runs[1]):
+        margins[:, runs[2]] = _summed_by_run(weights, runs)
     return margins
+
+
+def _summed_by_run(weights: Floats, runs: tuple[Codes, Codes, Codes]) -> Floats:
+    """Return (n, runs) the weights of (n, pairs) summed over each run of pairs with the same code."""
+    order, starts, _ = runs
+    ordered = np.take(weights, order, axis=1)
+    return ordered if len(starts) == len(order) else np.add.reduceat(ordered, starts, axis=1)
+
+
+def _centred_ranks(weights: Floats, runs: tuple[Codes, Codes, Codes]) -> tuple[Floats, Floats]:
+    order, starts, _ = runs
+    margins = _summed_by_run(weights, runs)
+    run_of_pair = np.empty(len(order), np.int64)
+    run_of_pair[order] = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(order)]))
+    ranks = midranks(margins)
+    ranks -= weights.sum(axis=1, keepdims=True) / 2
+    return margins, np.take(ranks, run_of_pair, axis=1)
 
 
 def _quantile_bins(margins: Floats, codes: Codes) -> Codes:

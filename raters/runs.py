@@ -13,7 +13,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -131,17 +131,25 @@ class RunFolder:
             raise ConfigError(
                 f"--out {self.path}: belongs to a run of {manifest['stage']}, not {self.stage}; give another --out"
             )
-        then = manifest["identity"]
-        differences = [
-            f"{name} was {_short(then.get(name))}, now {_short(self.identity.get(name))}"
-            for name in dict.fromkeys([*self.identity, *then])
-            if then.get(name) != self.identity.get(name)
-        ]
+        differences = list(_differences("", manifest["identity"], self.identity))
         if differences:
             raise ConfigError(
                 f"--out {self.path}: belongs to another run ({'; '.join(differences)}); "
                 "give another --out, or --new to start over (the old run is kept beside it)"
             )
+
+
+def _differences(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what differs between two records; of a value too long to show, those of its own that differ."""
+    for name in dict.fromkeys([*now, *then]):
+        before, after = then.get(name), now.get(name)
+        if before == after:
+            continue
+        cut = _short(before).endswith("…") or _short(after).endswith("…")
+        if cut and isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differences(f"{where}{name} ", before, after)
+        else:
+            yield f"{where}{name} was {_short(before)}, now {_short(after)}"
 
 
 def run_name(corpus: Corpus, dimension: str) -> str:

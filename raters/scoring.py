@@ -1,36 +1,43 @@
 """Score raters against people on one dimension, with the human ceiling and uncertainty beside every figure.
 
 Rows that cannot be read are never dropped in silence: every rater has its coverage, its agreement on what can be read,
-and a worst case in which each unreadable verdict is the label farthest from the person's.
+and a worst case in which each unreadable verdict is the label farthest from the person's. The worst case goes item by
+item: no verdict could have cost an item more, but kappa and alpha, which also ask what chance gives, may have a worse
+one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raters.agreement import METRICS_BY_SCALE, agreement
+from raters.agreement import ALPHA_LEVELS, METRICS_BY_SCALE
 from raters.annotator_test import DEFAULT_EPSILON, alternative_annotator_test
 from raters.bootstrap import RESAMPLES, Resampled, Sums, agreement_sums, bootstrap, groups_or_items
 from raters.corpora import Corpus
 from raters.corpus_files import AnnotationTable, Dimension
 from raters.gold import GoldMethod, gold_labels, gold_of_numbers
+from raters.habits import confusion, length_correlation, position, shares
 from raters.intervals import INTERVAL_METHOD, TEST_METHOD, holm
 from raters.rater_draws import RaterDraws
-from raters.records import DataError
+from raters.records import ConfigError, DataError
 from raters.reliability import alpha_sums, as_table, ceiling_sums, icc3_sums, labels_suffice
-from raters.scales import AnyScale, IntervalScale, PairwiseScale, listed_labels
+from raters.scales import AnyScale, IntervalScale, listed_labels
 from raters.utilisation import self_agreement
 
 _FINE = ("kendall_tau_b", "spearman_rho", "icc3_1", "icc3_k", "mse", "mae")
-"""Figures that a mean of draws between two labels is not rounded for."""
+"""Figures of quantities: a mean of draws between two labels is not rounded for them."""
+
+HOLM_OVER = (
+    "{} of raters, each figure by itself, on this dimension alone; over several dimensions, give all their p to "
+    "raters.intervals.holm"
+)
 
 
 @dataclass(frozen=True)
@@ -58,11 +65,20 @@ def people_of(corpus: Corpus, dimension: Dimension, method: GoldMethod, items: N
     """Return people's labels of some items.
 
     Raises:
+        ConfigError: If the method leaves an item several labels.
         DataError: If none of them has a gold label.
     """
+    if method == "per-annotator":
+        raise ConfigError(
+            "labels per-annotator: agreement needs one label for an item; give median, majority, mean or paper"
+        )
     labels = gold_labels(corpus, dimension.name, method, items)
     if not len(labels):
-        raise DataError(f"corpus {corpus.name}: none of the {len(items)} rated items has a label on {dimension.name}")
+        why = ", ".join(f"{count:,} {reason}" for reason, count in labels.dropped.items())
+        raise DataError(
+            f"corpus {corpus.name}: none of the {len(items):,} rated items has a label on {dimension.name}; rate items "
+            f"that people labelled, or give another way to join their labels ({method}: {why})"
+        )
     place = np.full(len(corpus.item_ids), -1, np.int64)
     place[items] = np.arange(len(items))
     gold = np.full(len(items), np.nan)
@@ -87,6 +103,9 @@ def score(
 ) -> dict[str, Any]:
     """Return all figures of some raters on one dimension as plain values; nan is null, with a reason beside it.
 
+    Differences are corrected by Holm over the pairs of raters, each figure by itself. Who scores several dimensions has
+    more tests than one call knows of, and gives the p of all of them to `intervals.holm` (`holm_over` says so).
+
     Args:
         corpus: Items and labels.
         dimension: What was rated.
@@ -98,6 +117,7 @@ def score(
         epsilon: Advantage that the alternative annotator test grants to people.
 
     Raises:
+        ConfigError: If the method leaves an item several labels.
         DataError: If raters rated different items, or no rated item has a label.
     """
     scale, first = dimension.scale, raters[0]
@@ -110,11 +130,13 @@ def score(
                 f"{item_id!r}); rate the same items with both"
             )
     people = people_of(corpus, dimension, method, first.items)
-    quantities = [scale.value(label) for label in listed_labels(scale)] if scale.type == "ordinal" else None
-    sums = _sums(people, (*raters, *floors), len(raters), scale, method, quantities)
-    resampled = bootstrap(sums, resamples, seed)
+    figures = _Figures(people, (*raters, *floors), len(raters), scale, method)
+    resampled = bootstrap(figures.sums, resamples, seed)
+    records = [
+        _rater_record(place, figures, people, corpus, resampled, epsilon) for place in range(len(figures.raters))
+    ]
     names = METRICS_BY_SCALE[scale.type]
-    annotators = len(np.unique(people.table.annotators))
+    pairs = len(raters) * (len(raters) - 1) // 2
     return {
         "corpus": corpus.name,
         "dimension": dimension.name,
@@ -123,7 +145,7 @@ def score(
         "items": len(people.items),
         "items_with_label": int(np.isfinite(people.gold).sum()),
         "dropped_items": dict(people.dropped),
-        "annotators": annotators,
+        "annotators": len(np.unique(people.table.annotators)),
         "resampled": "groups" if people.by_group else "items",
         "resampled_count": int(people.groups.max()) + 1,
         "resamples": resamples,
@@ -134,62 +156,128 @@ def score(
             "ceiling": {name: _interval(resampled, "ceiling", name) for name in names},
             "ceiling_pooled": not labels_suffice(people.table.annotators),
         },
-        "raters": [
-            _rater_record(place, rater, people, corpus, scale, resampled, quantities, epsilon)
-            for place, rater in enumerate(raters)
-        ],
-        "floors": [
-            _rater_record(len(raters) + place, floor, people, corpus, scale, resampled, quantities, epsilon)
-            for place, floor in enumerate(floors)
-        ],
+        "raters": records[: len(raters)],
+        "floors": records[len(raters) :],
         "between_raters": _between(raters, resampled, scale),
-        "differences": _differences(raters, resampled, names),
+        "differences": _differences(figures, resampled, names),
+        "holm_over": HOLM_OVER.format("1 pair" if pairs == 1 else f"{pairs} pairs") if pairs else None,
     }
 
 
-def _fine(rater: RaterDraws, scale: AnyScale) -> bool:
-    many = rater.aggregate != "majority" and rater.numbers.shape[1] > 1
-    return scale.type == "ordinal" and (many or rater.quantities is not None)
+class _Figures:
+    """The sums of everything that is resampled, and which of them a figure comes from.
 
+    Attributes:
+        raters: Whose figures: those that are compared with each other, then others.
+        compared: How many are compared.
+        scale: What was rated on.
+        quantities: Of each label of an ordinal scale; None on others.
+        verdicts: For each rater (items,) the number of its label.
+        sums: By name, all over the same groups.
+    """
 
-def _sums(
-    people: People,
-    raters: Sequence[RaterDraws],
-    compared: int,
-    scale: AnyScale,
-    method: GoldMethod,
-    quantities: list[float] | None,
-) -> dict[str, Sums]:
-    """Return the sums of everything that is resampled, by name, over the same groups; the first raters are compared."""
-    groups, table = people.groups, people.table
-    level = "nominal" if scale.type == "pairwise" else scale.type
-    aggregate = gold_of_numbers(method, scale)
-    pooled = not labels_suffice(table.annotators)
-    sums = {
-        "people": alpha_sums(table, groups, level, quantities),
-        "ceiling": ceiling_sums(table, groups, scale.type, aggregate, quantities, pooled=pooled),
-    }
-    verdicts = [rater.verdicts(scale) for rater in raters]
-    gold_values = _quantities(people.gold, quantities)
-    for place, (rater, numbers) in enumerate(zip(raters, verdicts, strict=True)):
-        sums[f"rater {place}"] = agreement_sums(people.gold, numbers, groups, scale.type, quantities)
-        worst = np.where(np.isfinite(numbers), numbers, _farthest(people.gold, scale))
-        sums[f"worst {place}"] = agreement_sums(people.gold, worst, groups, scale.type, quantities)
-        if _fine(rater, scale):
-            sums[f"fine {place}"] = agreement_sums(gold_values, rater.values(scale), groups, "interval")
-    for one, other in combinations(range(compared), 2):
-        sums[f"pair {one} {other}"] = agreement_sums(verdicts[one], verdicts[other], groups, scale.type, quantities)
+    def __init__(
+        self, people: People, raters: Sequence[RaterDraws], compared: int, scale: AnyScale, method: GoldMethod
+    ) -> None:
+        """Make the sums."""
+        self.raters, self.compared, self.scale = raters, compared, scale
+        labels = listed_labels(scale)
+        self.quantities = [scale.value(label) for label in labels] if scale.type == "ordinal" else None
+        self.verdicts = [rater.verdicts(scale) for rater in raters]
+        self.sums: dict[str, Sums] = {}
+        self._people, self._values = people, [rater.values(scale) for rater in raters]
+        self._gold_values = _quantities(people.gold, self.quantities)
+        self._add_people(method)
+        for place in range(len(raters)):
+            self._add_rater(place)
+        for one, other in combinations(range(compared), 2):
+            self._add_pair(one, other)
+        if compared > 1:
+            self._add_between()
+
+    def key(self, figure: str, place: int) -> str:
+        """Return which sums a rater's figure comes from."""
+        return f"{self._kind(figure, place)} {place}"
+
+    def worst_key(self, figure: str, place: int) -> str:
+        """Return which sums a rater's figure in the worst case comes from: its own if everything can be read."""
+        if np.isfinite(self.verdicts[place]).all():
+            return self.key(figure, place)
+        return f"worst {'fine' if self._has_quantities(figure) else 'rater'} {place}"
+
+    def both_key(self, figure: str, place: int, other: int) -> str:
+        """Return the same of items that another rater can be read on too: its own if those are all it has."""
+        if not (np.isfinite(self.verdicts[place]) & ~np.isfinite(self.verdicts[other])).any():
+            return self.key(figure, place)
+        return f"{self.key(figure, place)} beside {other}"
+
+    def _kind(self, figure: str, place: int) -> str:
+        return "fine" if self._has_quantities(figure) and self._fine(place) else "rater"
+
+    def _has_quantities(self, figure: str) -> bool:
+        return self.scale.type == "ordinal" and figure in _FINE
+
+    def _fine(self, place: int) -> bool:
+        """Return whether what a rater says may stand between two labels."""
+        rater = self.raters[place]
+        many = rater.aggregate != "majority" and rater.numbers.shape[1] > 1
+        return self.scale.type == "ordinal" and (many or rater.quantities is not None)
+
+    def _of_verdicts(self, numbers: NDArray[np.float64], against: NDArray[np.float64] | None = None) -> Sums:
+        labels = self._people.gold if against is None else against
+        return agreement_sums(labels, numbers, self._people.groups, self.scale.type, self.quantities)
+
+    def _of_values(self, values: NDArray[np.float64]) -> Sums:
+        return agreement_sums(self._gold_values, values, self._people.groups, "interval")
+
+    def _add_people(self, method: GoldMethod) -> None:
+        table, groups = self._people.table, self._people.groups
+        pooled = not labels_suffice(table.annotators)
+        aggregate = gold_of_numbers(method, self.scale)
+        level = ALPHA_LEVELS[self.scale.type]
+        self.sums["people"] = alpha_sums(table, groups, level, self.quantities)
+        self.sums["ceiling"] = ceiling_sums(table, groups, self.scale.type, aggregate, self.quantities, pooled=pooled)
+
+    def _add_rater(self, place: int) -> None:
+        verdicts, values = self.verdicts[place], self._values[place]
+        self.sums[f"rater {place}"] = self._of_verdicts(verdicts)
+        if self._fine(place):
+            self.sums[f"fine {place}"] = self._of_values(values)
+        if (readable := np.isfinite(verdicts)).all():
+            return
+        ends = self._ends()
+        worst = np.where(readable, verdicts, _farther(self._people.gold, *ends))
+        self.sums[f"worst rater {place}"] = self._of_verdicts(worst)
+        if self.scale.type == "ordinal":
+            # Steps and quantities have different ends to be far from: 1 of 0, 1, 2, 10 is two steps below 10.
+            lowest, highest = _quantities(np.array(ends), self.quantities).tolist()
+            worst = np.where(readable, values, _farther(self._gold_values, lowest, highest))
+            self.sums[f"worst fine {place}"] = self._of_values(worst)
+
+    def _add_pair(self, one: int, other: int) -> None:
+        self.sums[f"pair {one} {other}"] = self._of_verdicts(self.verdicts[other], self.verdicts[one])
         # A difference is of the items that both could be read on.
-        both = np.isfinite(verdicts[one]) & np.isfinite(verdicts[other])
-        for place in (one, other):
-            numbers = np.where(both, verdicts[place], np.nan)
-            sums[f"both {one} {other} {place}"] = agreement_sums(people.gold, numbers, groups, scale.type, quantities)
-    if compared > 1:
-        columns = np.array(verdicts[:compared])
-        sums["raters alpha"] = alpha_sums(as_table(columns), groups, level, quantities)
-        if scale.type in ("ordinal", "interval"):
-            sums["raters icc"] = icc3_sums(_quantities(columns.T, quantities), groups)
-    return sums
+        both = np.isfinite(self.verdicts[one]) & np.isfinite(self.verdicts[other])
+        for place, beside in ((one, other), (other, one)):
+            if (np.isfinite(self.verdicts[place]) & ~both).any():
+                masked = np.where(both, self.verdicts[place], np.nan)
+                self.sums[f"rater {place} beside {beside}"] = self._of_verdicts(masked)
+                if self._fine(place):
+                    values = np.where(both, self._values[place], np.nan)
+                    self.sums[f"fine {place} beside {beside}"] = self._of_values(values)
+
+    def _add_between(self) -> None:
+        groups, columns = self._people.groups, np.array(self.verdicts[: self.compared])
+        self.sums["raters alpha"] = alpha_sums(
+            as_table(columns), groups, ALPHA_LEVELS[self.scale.type], self.quantities
+        )
+        if self.scale.type in ("ordinal", "interval"):
+            self.sums["raters icc"] = icc3_sums(_quantities(columns.T, self.quantities), groups)
+
+    def _ends(self) -> tuple[float, float]:
+        """Return the numbers of the two labels at the ends of the scale."""
+        scale = self.scale
+        return (scale.min, scale.max) if isinstance(scale, IntervalScale) else (0.0, len(scale.labels) - 1.0)
 
 
 def _quantities(numbers: NDArray[np.float64], quantities: list[float] | None) -> NDArray[np.float64]:
@@ -199,10 +287,12 @@ def _quantities(numbers: NDArray[np.float64], quantities: list[float] | None) ->
     return np.where(np.isfinite(numbers), np.array(quantities)[places], np.nan)
 
 
-def _farthest(gold: NDArray[np.float64], scale: AnyScale) -> NDArray[np.float64]:
-    """Return (items,) the number of the label farthest from each gold label: what an unreadable verdict costs most."""
-    ends = (float(scale.min), float(scale.max)) if isinstance(scale, IntervalScale) else (0.0, len(scale.labels) - 1.0)
-    return np.where(np.abs(gold - ends[0]) >= np.abs(gold - ends[1]), ends[0], ends[1])
+def _farther(gold: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    """Return (items,) the end of the scale that is farther from each gold label: what an unreadable verdict costs most.
+
+    Without an order it is another label, and to an item every other label is as bad.
+    """
+    return np.where(np.abs(gold - low) >= np.abs(gold - high), low, high)
 
 
 def _interval(resampled: Resampled, name: str, figure: str) -> dict[str, Any]:
@@ -216,26 +306,14 @@ def _plain(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _key(name: str, place: int, rater: RaterDraws, scale: AnyScale) -> str:
-    """Return which sums a figure of a rater comes from."""
-    return f"fine {place}" if name in _FINE and _fine(rater, scale) else f"rater {place}"
-
-
 def _rater_record(
-    place: int,
-    rater: RaterDraws,
-    people: People,
-    corpus: Corpus,
-    scale: AnyScale,
-    resampled: Resampled,
-    quantities: list[float] | None,
-    epsilon: float,
+    place: int, figures: _Figures, people: People, corpus: Corpus, resampled: Resampled, epsilon: float
 ) -> dict[str, Any]:
     """Return the figures of one rater against people."""
+    scale, rater, verdicts = figures.scale, figures.raters[place], figures.verdicts[place]
     names = METRICS_BY_SCALE[scale.type]
-    verdicts = rater.verdicts(scale)
     readable = np.isfinite(verdicts)
-    test = alternative_annotator_test(people.table, verdicts, scale.type, quantities, epsilon)
+    test = alternative_annotator_test(people.table, verdicts, scale.type, figures.quantities, epsilon)
     alternative = _plain(dataclasses.asdict(test))
     alternative["annotators_tested"] = len(alternative.pop("annotators"))
     return {
@@ -245,73 +323,15 @@ def _rater_record(
         "coverage": float(readable.mean()),
         "unreadable_items": int((~readable).sum()),
         "unreadable_draws": int(rater.drawn.sum() - np.isfinite(rater.numbers).sum()),
-        "agreement": {name: _interval(resampled, _key(name, place, rater, scale), name) for name in names},
-        "worst_case": {name: _interval(resampled, f"worst {place}", name) for name in names},
+        "agreement": {name: _interval(resampled, figures.key(name, place), name) for name in names},
+        "worst_case": {name: _interval(resampled, figures.worst_key(name, place), name) for name in names},
         "alternative_annotator_test": alternative,
         "self_agreement": self_agreement(rater.numbers)[0],
-        "verdict_shares": _shares(verdicts, scale),
-        "label_shares": _shares(people.gold, scale),
-        "length_correlation": _length_correlation(rater.items, verdicts, corpus, scale),
-        "position": _position(rater, scale),
-    }
-
-
-def _shares(numbers: NDArray[np.float64], scale: AnyScale) -> dict[str, float]:
-    """Return the share of each label among readable numbers; of each fifth of an interval scale."""
-    known = numbers[np.isfinite(numbers)]
-    if isinstance(scale, IntervalScale):
-        edges = np.linspace(scale.min, scale.max, 6)
-        counts = np.histogram(known, edges)[0]
-        names = [f"{low:g}..{high:g}" for low, high in pairwise(edges)]
-    else:
-        names = [str(label) for label in scale.labels]
-        counts = np.bincount(known.astype(np.int64), minlength=len(names))
-    return {name: float(count) / max(len(known), 1) for name, count in zip(names, counts, strict=True)}
-
-
-def _length_correlation(
-    items: NDArray[np.int64], verdicts: NDArray[np.float64], corpus: Corpus, scale: AnyScale
-) -> dict[str, Any] | None:
-    """Return the rank correlation of verdicts with length in words (first less second text of a pair); None unordered.
-
-    The text is the longest of an item; a pair's tie stands between its two labels.
-    """
-    if scale.type == "nominal":
-        return None
-    lengths = np.empty(len(items))
-    for row, item in enumerate(items.tolist()):
-        inputs = corpus.item(item).inputs
-        words = {name: len(text.split()) for name, text in inputs.items()}
-        pair = scale.fields if isinstance(scale, PairwiseScale) else None
-        lengths[row] = words[pair[0]] - words[pair[1]] if pair else max(words.values())
-    if isinstance(scale, PairwiseScale):
-        verdicts = np.select([verdicts == 0, verdicts == 1, verdicts == 2], [1.0, -1.0, 0.0], np.nan)
-    found = agreement(lengths, verdicts, "interval")["spearman_rho"]
-    return _plain({"spearman_rho": found.value, "reason": found.reason})
-
-
-def _position(rater: RaterDraws, scale: AnyScale) -> dict[str, Any] | None:
-    """Return how a rater takes the order of a pair; None if the scale is not pairwise, or one order alone was shown.
-
-    `chose_first_shown`: share of decisions for the text shown first. `consistent`: share of the items drawn in both
-    orders whose most frequent verdict is the same in both.
-    """
-    if not isinstance(scale, PairwiseScale) or not rater.swapped.any():
-        return None
-    numbers, swapped = rater.numbers, rater.swapped
-    decided = (numbers == 0) | (numbers == 1)
-    first = decided & ((numbers == 0) != swapped)
-    same = both = 0
-    for row, exchanged in zip(numbers, swapped, strict=True):
-        by_order = [row[np.isfinite(row) & (exchanged == order)] for order in (False, True)]
-        if all(len(found) for found in by_order):
-            modes = [Counter(found.tolist()).most_common(1)[0][0] for found in by_order]
-            both, same = both + 1, same + (modes[0] == modes[1])
-    return {
-        "chose_first_shown": float(first.sum()) / decided.sum() if decided.any() else None,
-        "decisions": int(decided.sum()),
-        "consistent": same / both if both else None,
-        "items_in_both_orders": both,
+        "verdict_shares": shares(verdicts, scale),
+        "label_shares": shares(people.gold, scale),
+        "confusion": confusion(people.gold, verdicts, scale),
+        "length_correlation": length_correlation(rater.items, verdicts, corpus, scale),
+        "position": position(rater, scale),
     }
 
 
@@ -337,17 +357,16 @@ def _between(raters: Sequence[RaterDraws], resampled: Resampled, scale: AnyScale
     return {"krippendorff_alpha": _interval(resampled, "raters alpha", "krippendorff_alpha"), **icc, "pairs": pairs}
 
 
-def _differences(raters: Sequence[RaterDraws], resampled: Resampled, names: Sequence[str]) -> list[dict[str, Any]]:
+def _differences(figures: _Figures, resampled: Resampled, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return each pair of raters' paired differences, with p corrected by Holm over the pairs for each figure."""
     found = []
     for name in names:
         rows = []
-        for one, other in combinations(range(len(raters)), 2):
-            first, second = (f"both {one} {other} {place}" for place in (one, other))
-            difference = _plain(dataclasses.asdict(resampled.difference(first, second, name)))
-            rows.append({"figure": name, "raters": [raters[one].name, raters[other].name], **difference})
-        tested = [row for row in rows if row["p"] is not None]
-        for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
-            row["p_holm"] = corrected
-        found += rows
+        for one, other in combinations(range(figures.compared), 2):
+            called = figures.raters[one].name, figures.raters[other].name
+            first, second = figures.both_key(name, one, other), figures.both_key(name, other, one)
+            difference = _plain(dataclasses.asdict(resampled.difference(first, second, name, called=called)))
+            rows.append({"figure": name, "raters": list(called), **difference})
+        corrected = holm([np.nan if row["p"] is None else row["p"] for row in rows])
+        found += [{**row, **_plain({"p_holm": p})} for row, p in zip(rows, corrected, strict=True)]
     return found

@@ -54,13 +54,13 @@ def certify(
 ) -> dict[str, Any]:
     rows = np.array(items)
     numbers = (rows % 3).astype(float)[:, None]
-    draws = RaterDraws("some", rows, numbers, np.ones(len(rows), np.int64), np.zeros(numbers.shape, bool), "majority")
-    if made_by is None:
-        made_by = frozenset({spec.sha256} if spec else {"None"})
+    made_by = made_by or frozenset({spec.sha256} if spec else {"None"})
+    ones, unswapped = np.ones(len(rows), np.int64), np.zeros(numbers.shape, bool)
+    draws = RaterDraws("some", rows, numbers, ones, unswapped, "majority", made_by=made_by)
     if manifest is DONE:
         manifest = {**DONE, "items": len(rows), "draws": len(rows)}
     scores = score(corpus, corpus.dimension(None), "median", [draws], resamples=200)
-    return certificate_of("some", spec, corpus, draws, made_by, scores, manifest)
+    return certificate_of("some", spec, corpus, draws, scores, manifest)
 
 
 def test_a_rater_on_unseen_items_is_certified(corpus: Corpus) -> None:

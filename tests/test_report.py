@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -137,6 +138,9 @@ def test_every_figure_is_in_a_page_that_is_well_formed(tmp_path: Path, kind: str
     for rater in (*scores["raters"], *scores["floors"]):
         assert rater["rater"] in text
         assert f"{100 * rater['coverage']:.1f} %" in text
+        matrix = rater["confusion"]
+        for count in (*(count for counts in matrix["counts"] for count in counts), *matrix["unreadable"]):
+            assert f">{count:,}</td>" in page
         for share in (*rater["verdict_shares"].values(), *rater["label_shares"].values()):
             assert f"{100 * share:.1f} %" in text
         assert f"{rater['alternative_annotator_test']['advantage']:.3f}" in text
@@ -164,7 +168,9 @@ def test_hostile_texts_are_shown_and_do_nothing(tmp_path: Path) -> None:
     for rater in (*scores["raters"], *scores["floors"]):
         rater |= {"verdict_shares": labels, "label_shares": labels}
     scores["dropped_items"] = {"<u>reason</u>": 1}
-    scores["partial"] = ["<u>partial</u>"]
+    scores["partial"] = [{"rater": "<u>partial</u>", "items": 3, "of_items": 4, "draws": 3, "of_draws": None}]
+    matrix = {"labels": ["<i>yes</i>", "<u>no</u>"], "counts": [[1, 2], [3, 0]], "unreadable": [0, 1]}
+    scores["raters"][0]["confusion"] = matrix
     scores["raters"][0]["agreement"]["cohen_kappa"] |= {"value": None, "reason": "<u>undefined</u>"}
     scores["human"]["ceiling"]["cohen_kappa"] |= {"value": None, "low": None, "reason": '" onload="x'}
     certificate = {"rater": HOSTILE[0], "certified": False, "reason": "<u>refused</u>", "<u>key</u>": {"<b>": ["<u>"]}}
@@ -177,6 +183,37 @@ def test_hostile_texts_are_shown_and_do_nothing(tmp_path: Path) -> None:
     text = text_of(page)
     for shown in (*HOSTILE[:3], *labels, "<u>reason</u>", "<u>undefined</u>", "<u>refused</u>", "<u>key</u>"):
         assert shown in text
+
+
+def test_labels_against_verdicts_are_shaded_by_their_share_of_the_row(tmp_path: Path) -> None:
+    scores = scored(tmp_path, ORDINAL_3, 1)
+    matrix = {"labels": ["1", "2", "3"], "counts": [[8, 1, 0], [0, 0, 0], [1000, 0, 1001]], "unreadable": [1, 0, 0]}
+    scores["raters"][0]["confusion"] = matrix
+    page = report_html(scores)
+    (table,) = re.findall(r'<table class="confusion">.*?</table>', page, re.DOTALL)
+    cells = re.findall(r'<td class="s(\d)( same)?" title="(.*?)">(.*?)</td>', table)
+    # Fifths of a row, rounded up: 8 and 1 of 10; nothing of nothing; 1,000 and 1,001 of 2,001.
+    assert [int(shade) for shade, *_ in cells] == [4, 1, 0, 1, 0, 0, 0, 0, 3, 0, 3, 0]
+    assert [text for *_, text in cells] == ["8", "1", "0", "1", "0", "0", "0", "0", "1,000", "0", "1,001", "0"]
+    assert [place for place, (_, same, *_) in enumerate(cells) if same] == [0, 5, 10]
+    assert cells[3][2] == "1, unreadable: 10.0 %"
+    for shade in range(1, 6):
+        assert page.count(f"--s{shade}:#") == 2  # light and dark
+
+
+def test_shares_of_a_rater_that_cannot_be_read_are_dashes(tmp_path: Path) -> None:
+    scores = scored(tmp_path, ORDINAL_3, 1)
+    scores["raters"][0]["verdict_shares"] = dict.fromkeys(("1", "2", "3"))
+    assert "first, 2: -" in text_of(report_html(scores))
+
+
+def test_labels_stand_in_plots_as_they_are_and_long_ones_without_their_middle(tmp_path: Path) -> None:
+    scores = scored(tmp_path, ORDINAL_3, 1)
+    for which in ("label_shares", "verdict_shares"):
+        scores["raters"][0][which] = {"one": 0.5, "a label of more characters than fit above a bar": 0.5}
+    words = re.findall(r"<text [^>]*>(.*?)</text>", report_html(scores))
+    assert "one" in words
+    assert "a label of mor…t above a bar" in words
 
 
 def test_an_undefined_figure_is_a_dash_with_its_reason(tmp_path: Path) -> None:

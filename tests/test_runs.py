@@ -118,7 +118,8 @@ def test_an_empty_folder_is_a_new_run(tmp_path: Path) -> None:
         ({"model": "hf/x"}, 'model was "embedded", now "hf/x"'),
         ({"guideline": "b" * 64}, "guideline was aaaaaaaaaaaa…, now bbbbbbbbbbbb…"),
         ({"tolerance": 0.5}, "tolerance was null, now 0.5"),
-        ({"scale": {"labels": [1, 2, 3]}}, "scale was"),
+        ({"scale": {"labels": [1, 2, 3]}}, 'scale was {"labels": [1, 2]}, now {"labels": [1, 2, 3]}'),
+        ({"scale": None}, 'scale was {"labels": [1, 2]}, now null'),
         ({"new_setting": 3}, "new_setting was null, now 3"),
         ({"seed": 1, "model": "hf/x"}, 'model was "embedded", now "hf/x"; seed was 0, now 1'),
     ],
@@ -132,6 +133,22 @@ def test_another_command_is_told_what_differs_and_what_to_do(
     assert named in str(caught.value)
     assert "--new to start over" in str(caught.value)
     assert manifest_of(tmp_path / "run")["identity"]["seed"] == 0
+
+
+def test_of_many_inputs_those_that_differ_are_named(tmp_path: Path) -> None:
+    """The line would be cut before it came to the fifth."""
+    inputs = {f"/long/path/of/ratings/{place}/ratings.jsonl": f"{place}" * 64 for place in range(8)}
+    begun(tmp_path / "run", inputs=inputs)
+    changed = {**inputs, "/long/path/of/ratings/5/ratings.jsonl": "c" * 64, "new.jsonl": "d" * 64}
+    del changed["/long/path/of/ratings/7/ratings.jsonl"]
+    with pytest.raises(ConfigError) as caught:
+        RunFolder(tmp_path / "run", "infer_traces", IDENTITY | {"inputs": changed})
+    named = str(caught.value).split("(", 1)[1].split(")")[0].split("; ")
+    assert named == [
+        "inputs /long/path/of/ratings/5/ratings.jsonl was 555555555555…, now cccccccccccc…",
+        "inputs new.jsonl was null, now dddddddddddd…",
+        "inputs /long/path/of/ratings/7/ratings.jsonl was 777777777777…, now null",
+    ]
 
 
 def test_a_setting_that_is_gone_differs_too(tmp_path: Path) -> None:

@@ -3,55 +3,25 @@
 from __future__ import annotations
 
 import json
-import random
 import warnings
 from pathlib import Path
 from typing import Any
 
 import krippendorff
 import numpy as np
+import pandas as pd
+import pingouin
 import pytest
 from scipy.stats import kendalltau, spearmanr
-from sklearn.metrics import cohen_kappa_score
+from sklearn.metrics import cohen_kappa_score, mean_absolute_error, mean_squared_error
 
+from raters.agreement import ALPHA_LEVELS, METRICS_BY_SCALE
 from raters.corpora import Corpus
-from raters.rater_draws import RaterDraws, read_draws
-from raters.records import DataError
+from raters.intervals import holm
+from raters.records import ConfigError, DataError
 from raters.scoring import people_of, score
-from tests.small_corpora import DIMENSION, INTERVAL, NOMINAL, ORDINAL_5, PAIRWISE, small_corpus, write_jsonl
-
-ITEMS = 60
-NAN = float("nan")
-
-
-def corpus_of(folder: Path, scale: dict[str, Any], labels: list[Any], people: int = 3) -> Corpus:
-    """Return 60 items in 30 groups, each labelled by some people who agree now and then."""
-    chance = random.Random(1)
-    given = {}
-    for number in range(ITEMS):
-        true = chance.randrange(len(labels))
-        given[f"i{number:02}"] = {
-            f"ann{who}": labels[true if chance.random() < 0.6 else chance.randrange(len(labels))]
-            for who in range(people)
-        }
-    inputs = None
-    if scale["type"] == "pairwise":
-        inputs = {
-            name: {"left": f"{name} " + "word " * chance.randrange(1, 30), "right": "some words"} for name in given
-        }
-    groups = {name: f"g{number // 2}" for number, name in enumerate(given)}
-    return small_corpus(folder, given, scale, inputs=inputs, groups=groups)
-
-
-def rater(name: str, numbers: Any, aggregate: Any = "mean", swapped: Any = None) -> RaterDraws:
-    numbers = np.array(numbers, float)
-    exchanged = np.zeros(numbers.shape, bool) if swapped is None else np.array(swapped)
-    drawn = np.full(len(numbers), numbers.shape[1])
-    return RaterDraws(name, np.arange(len(numbers)), numbers, drawn, exchanged, aggregate)
-
-
-def random_numbers(seed: int, labels: int, draws: int = 1) -> Any:
-    return np.random.default_rng(seed).integers(0, labels, (ITEMS, draws)).astype(float)
+from tests.scored_corpora import ITEMS, NAN, corpus_of, random_numbers, rater
+from tests.small_corpora import DIMENSION, INTERVAL, NOMINAL, ORDINAL_5, PAIRWISE, small_corpus
 
 
 def figures(scores: dict[str, Any], place: int = 0, which: str = "agreement") -> dict[str, Any]:
@@ -60,59 +30,6 @@ def figures(scores: dict[str, Any], place: int = 0, which: str = "agreement") ->
 
 def alpha(labels: Any, verdicts: Any, level: str) -> float:
     return float(krippendorff.alpha(np.array([labels, verdicts], float), level_of_measurement=level))
-
-
-def test_ordinal_figures_of_one_draw_are_those_of_the_libraries(tmp_path: Path) -> None:
-    corpus = corpus_of(tmp_path, ORDINAL_5, [1, 2, 3, 4, 5])
-    numbers = random_numbers(0, 5)
-    found = figures(score(corpus, corpus.dimension(None), "median", [rater("r", numbers)], resamples=200))
-    gold = people_of(corpus, corpus.dimension(None), "median", np.arange(ITEMS)).gold
-    verdicts = numbers[:, 0]
-    assert found["kendall_tau_b"] == pytest.approx(kendalltau(gold, verdicts).statistic)
-    assert found["spearman_rho"] == pytest.approx(spearmanr(gold, verdicts).statistic)
-    assert found["mse"] == pytest.approx(np.mean((gold - verdicts) ** 2))
-    assert found["mae"] == pytest.approx(np.mean(abs(gold - verdicts)))
-    assert found["exact_agreement"] == pytest.approx(np.mean(gold == verdicts))
-    assert found["within_one_step"] == pytest.approx(np.mean(abs(gold - verdicts) <= 1))
-    assert found["cohen_kappa"] == pytest.approx(cohen_kappa_score(gold, verdicts))
-    assert found["quadratic_kappa"] == pytest.approx(cohen_kappa_score(gold, verdicts, weights="quadratic"))
-    assert found["krippendorff_alpha"] == pytest.approx(alpha(gold, verdicts, "ordinal"))
-
-
-def test_a_mean_of_draws_is_not_rounded_where_order_counts(tmp_path: Path) -> None:
-    corpus = corpus_of(tmp_path, ORDINAL_5, [1, 2, 3, 4, 5])
-    numbers = random_numbers(3, 5, draws=3)
-    found = figures(score(corpus, corpus.dimension(None), "median", [rater("r", numbers)], resamples=200))
-    gold = people_of(corpus, corpus.dimension(None), "median", np.arange(ITEMS)).gold
-    mean = numbers.mean(axis=1)
-    assert found["kendall_tau_b"] == pytest.approx(kendalltau(gold, mean).statistic)
-    assert found["mse"] == pytest.approx(np.mean((gold - mean) ** 2))
-    rounded = np.floor(mean + 0.5)  # the nearest label, the higher of two as near
-    assert found["cohen_kappa"] == pytest.approx(cohen_kappa_score(gold, rounded))
-
-
-@pytest.mark.parametrize(("scale", "labels"), [(NOMINAL, ["present", "not_present"]), (PAIRWISE, ["A", "B", "tie"])])
-def test_without_order_there_are_three_figures(tmp_path: Path, scale: dict[str, Any], labels: list[str]) -> None:
-    corpus = corpus_of(tmp_path, scale, labels)
-    numbers = random_numbers(1, len(labels))
-    scores = score(corpus, corpus.dimension(None), "majority", [rater("r", numbers, "majority")], resamples=200)
-    gold = people_of(corpus, corpus.dimension(None), "majority", np.arange(ITEMS)).gold
-    known = np.isfinite(gold)
-    found = figures(scores)
-    assert set(found) == {"exact_agreement", "cohen_kappa", "krippendorff_alpha"}
-    assert found["cohen_kappa"] == pytest.approx(cohen_kappa_score(gold[known], numbers[known, 0]))
-    assert found["krippendorff_alpha"] == pytest.approx(alpha(gold[known], numbers[known, 0], "nominal"))
-    assert scores["items_with_label"] == known.sum()
-
-
-def test_interval_figures(tmp_path: Path) -> None:
-    corpus = corpus_of(tmp_path, INTERVAL, [0, 20, 45, 70, 100])
-    values = np.random.default_rng(5).integers(0, 101, (ITEMS, 1)).astype(float)
-    found = figures(score(corpus, corpus.dimension(None), "mean", [rater("r", values)], resamples=200))
-    gold = people_of(corpus, corpus.dimension(None), "mean", np.arange(ITEMS)).gold
-    assert found["kendall_tau_b"] == pytest.approx(kendalltau(gold, values[:, 0]).statistic)
-    assert found["krippendorff_alpha"] == pytest.approx(alpha(gold, values[:, 0], "interval"))
-    assert "cohen_kappa" not in found
 
 
 def test_unreadable_verdicts_count_in_coverage_and_in_the_worst_case(tmp_path: Path) -> None:
@@ -129,19 +46,6 @@ def test_unreadable_verdicts_count_in_coverage_and_in_the_worst_case(tmp_path: P
     assert figures(scores, 0, "worst_case")["mse"] == pytest.approx((farthest**2).sum() / 60)
 
 
-def test_position_of_pairs(tmp_path: Path) -> None:
-    """One rater takes the text shown first, one takes the left text in either order."""
-    corpus = corpus_of(tmp_path, PAIRWISE, ["A", "B", "tie"])
-    swapped = np.tile([False, True], (ITEMS, 1))
-    first_shown, left = np.tile([0.0, 1.0], (ITEMS, 1)), np.zeros((ITEMS, 2))
-    raters = [rater("first", first_shown, "majority", swapped), rater("left", left, "majority", swapped)]
-    scores = score(corpus, corpus.dimension(None), "majority", raters, resamples=200)
-    one, other = (record["position"] for record in scores["raters"])
-    assert (one["chose_first_shown"], one["consistent"], one["items_in_both_orders"]) == (1.0, 0.0, ITEMS)
-    assert (other["chose_first_shown"], other["consistent"]) == (0.5, 1.0)
-    assert [record["self_agreement"] for record in scores["raters"]] == [0.0, 1.0]
-
-
 def test_differences_are_paired_and_corrected(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path, ORDINAL_5, [1, 2, 3, 4, 5])
     gold = people_of(corpus, corpus.dimension(None), "median", np.arange(ITEMS)).gold[:, None]
@@ -154,34 +58,6 @@ def test_differences_are_paired_and_corrected(tmp_path: Path) -> None:
     assert all(row["p_holm"] >= row["p"] for row in tau.values())
 
 
-def test_shares_and_length(tmp_path: Path) -> None:
-    """A rater that says A for the longer left text: its verdicts go with length."""
-    corpus = corpus_of(tmp_path, PAIRWISE, ["A", "B", "tie"])
-    lengths = [len(corpus.item(i).inputs["left"].split()) - 2 for i in range(ITEMS)]
-    numbers = [[0.0 if more > 0 else 1.0 if more < 0 else 2.0] for more in lengths]
-    record = score(corpus, corpus.dimension(None), "majority", [rater("r", numbers, "majority")], resamples=200)[
-        "raters"
-    ][0]
-    assert sum(record["verdict_shares"].values()) == pytest.approx(1)
-    assert record["verdict_shares"]["A"] == pytest.approx(np.mean([more > 0 for more in lengths]))
-    signs = np.sign(lengths)
-    assert record["length_correlation"]["spearman_rho"] == pytest.approx(spearmanr(lengths, signs).statistic)
-
-
-@pytest.mark.parametrize("numbers", [[[2.0]] * ITEMS, [[NAN]] * ITEMS])
-def test_what_is_undefined_is_null_with_a_reason(tmp_path: Path, numbers: list[list[float]]) -> None:
-    corpus = corpus_of(tmp_path, ORDINAL_5, [1, 2, 3, 4, 5], people=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        scores = score(corpus, corpus.dimension(None), "median", [rater("r", numbers)], resamples=200)
-    json.dumps(scores, allow_nan=False)
-    tau = scores["raters"][0]["agreement"]["kendall_tau_b"]
-    assert tau["value"] is None
-    assert tau["reason"]
-    assert scores["human"]["alpha"]["value"] is None
-    assert scores["raters"][0]["alternative_annotator_test"]["reason"]
-
-
 def test_different_items_are_refused(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path, ORDINAL_5, [1, 2, 3, 4, 5])
     raters = [rater("one", random_numbers(0, 5)), rater("other", random_numbers(0, 5)[:-1])]
@@ -189,32 +65,342 @@ def test_different_items_are_refused(tmp_path: Path) -> None:
         score(corpus, corpus.dimension(None), "median", raters, resamples=200)
 
 
-def test_draws_are_read_in_their_order_with_gaps(tmp_path: Path) -> None:
-    corpus = corpus_of(tmp_path / "c", ORDINAL_5, [1, 2, 3, 4, 5])
-    lines = [("i03", 1, 5), ("i01", 0, None), ("i03", 0, 2)]
-    records = [{"item_id": i, "dimension": DIMENSION, "draw": draw, "verdict": verdict} for i, draw, verdict in lines]
-    write_jsonl(tmp_path / "r.jsonl", records)
-    found = read_draws(tmp_path / "r.jsonl", "r", corpus, corpus.dimension(None), "mean")
-    assert (found.items.tolist(), found.drawn.tolist()) == ([1, 3], [1, 2])
-    assert np.array_equal(found.numbers, [[NAN, NAN], [1, 4]], equal_nan=True)
-    assert np.array_equal(found.values(corpus.dimension(None).scale), [NAN, 3.5], equal_nan=True)  # of 2 and 5
+# --- every figure, for one draw and for several -----------------------------------------------------------
+
+UNEVEN = {"type": "ordinal", "labels": [0, 1, 10]}
+STEPS = {"type": "ordinal", "labels": [0, 1, 2, 10]}
+"""From 2 the farthest quantity is one step off, and the farthest step is two units off."""
+WORDS = {"type": "ordinal", "labels": ["poor", "fair", "good"]}
+COARSE = [0, 20, 45, 70, 100]
 
 
+def icc_of(table: Any) -> Any:
+    """Return the ICCs of (items, raters) values by type."""
+    rows, raters = np.indices(table.shape)
+    long = pd.DataFrame({"item": rows.ravel(), "by": raters.ravel(), "value": table.ravel()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pingouin.intraclass_corr(long, "item", "by", "value").set_index("Type")["ICC"]
+
+
+def references(gold: Any, verdicts: Any, scale_type: str, quantities: Any, means: Any) -> dict[str, float]:
+    """Return every figure as the libraries have it; what a mean is not rounded for is of `means`."""
+    known = np.isfinite(gold) & np.isfinite(verdicts)
+    x, y, mean = gold[known], verdicts[known], means[known]
+    value = x if quantities is None else np.array(quantities, float)[x.astype(int)]
+    found = {"exact_agreement": np.mean(x == y), "krippendorff_alpha": alpha(x, y, ALPHA_LEVELS[scale_type])}  # type: ignore[index]
+    if scale_type in ("ordinal", "interval"):
+        icc = icc_of(np.column_stack([value, mean]))
+        found |= {
+            "kendall_tau_b": kendalltau(value, mean).statistic,
+            "spearman_rho": spearmanr(value, mean).statistic,
+            "icc3_1": icc["ICC(C,1)"],
+            "icc3_k": icc["ICC(C,k)"],
+            "mse": mean_squared_error(value, mean),
+            "mae": mean_absolute_error(value, mean),
+        }
+    if scale_type != "interval":
+        found["cohen_kappa"] = cohen_kappa_score(x, y)
+    if scale_type == "ordinal":
+        every = list(range(len(quantities)))
+        found["within_one_step"] = np.mean(abs(x - y) <= 1)
+        found["quadratic_kappa"] = cohen_kappa_score(x, y, labels=every, weights="quadratic")
+    return {name: float(figure) for name, figure in found.items()}
+
+
+@pytest.mark.parametrize("draws", [1, 3, 4])
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("scale", "labels", "method", "aggregate", "quantities"),
     [
-        ({"item_id": "elsewhere"}, "item_id 'elsewhere' is not in corpus small"),
-        ({"dimension": "tone"}, "dimension 'tone'"),
-        ({"verdict": 7}, "verdict 7 is not on scale 1..5"),
-        ({"draw": -1}, "draw -1"),
-        ({"item_id": "i00", "draw": 0}, "draw 0 of item 'i00' stands twice"),
+        (ORDINAL_5, [1, 2, 3, 4, 5], "median", "mean", [1, 2, 3, 4, 5]),
+        (UNEVEN, [0, 1, 10], "median", "mean", [0, 1, 10]),
+        (WORDS, ["poor", "fair", "good"], "majority", "mean", [0, 1, 2]),
+        (INTERVAL, COARSE, "mean", "mean", None),
+        (NOMINAL, ["present", "not_present"], "majority", "majority", None),
+        (PAIRWISE, ["A", "B", "tie"], "majority", "majority", None),
     ],
 )
-def test_a_line_that_is_no_rating_is_named(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    corpus = corpus_of(tmp_path / "c", ORDINAL_5, [1, 2, 3, 4, 5])
-    good = {"item_id": "i00", "dimension": DIMENSION, "draw": 0, "verdict": 3}
-    write_jsonl(tmp_path / "r.jsonl", [good, {**good, "item_id": "i01", **change}])
-    with pytest.raises(DataError) as caught:
-        read_draws(tmp_path / "r.jsonl", "r", corpus, corpus.dimension(None), "mean")
-    assert f"{tmp_path / 'r.jsonl'} line 2: " in str(caught.value)
-    assert told in str(caught.value)
+def test_every_figure_is_that_of_the_libraries(
+    tmp_path: Path,
+    scale: dict[str, Any],
+    labels: list[Any],
+    method: Any,
+    aggregate: Any,
+    quantities: list[float] | None,
+    draws: int,
+) -> None:
+    """A tenth of the draws cannot be read."""
+    corpus = corpus_of(tmp_path, scale, labels)
+    numbers = random_numbers(11, len(labels), draws)
+    if scale is INTERVAL:
+        numbers = np.array(COARSE, float)[numbers.astype(int)]
+    numbers[np.random.default_rng(2).random(numbers.shape) < 0.1] = NAN
+    one = rater("r", numbers, aggregate)
+    kind = corpus.dimension(None).scale
+    scores = score(corpus, corpus.dimension(None), method, [one], resamples=200)
+    gold = people_of(corpus, corpus.dimension(None), method, np.arange(ITEMS)).gold
+    if aggregate == "mean":
+        values = numbers if quantities is None else np.array(quantities, float)[np.nan_to_num(numbers).astype(int)]
+        values = np.where(np.isfinite(numbers), values, NAN)
+        means = np.array([row[np.isfinite(row)].mean() if np.isfinite(row).any() else NAN for row in values])
+    else:
+        means = one.verdicts(kind)
+    expected = references(gold, one.verdicts(kind), kind.type, quantities, means)
+    assert expected.keys() == set(METRICS_BY_SCALE[kind.type])
+    assert figures(scores) == pytest.approx(expected, abs=1e-9)
+    for name, figure in scores["raters"][0]["agreement"].items():
+        assert figure["reason"] if figure["low"] is None else figure["low"] <= figure["value"] <= figure["high"], name
+
+
+# --- people -----------------------------------------------------------------------------------------------
+
+
+def test_people_of_some_items(tmp_path: Path) -> None:
+    """Items 1 (no majority), 3 (nobody) and 4 are wanted of five."""
+    given = {
+        "i0": {"ann": "A"},
+        "i1": {"ann": "A", "bob": "B"},
+        "i2": {"ann": "A"},
+        "i3": {},
+        "i4": {"ann": "tie", "bob": "tie"},
+    }
+    inputs = {name: {"left": "one", "right": "two"} for name in given}
+    corpus = small_corpus(tmp_path, given, PAIRWISE, inputs=inputs)
+    people = people_of(corpus, corpus.dimension(None), "majority", np.array([1, 3, 4]))
+    assert np.array_equal(people.gold, [NAN, NAN, 2], equal_nan=True)
+    assert dict(people.dropped) == {"no majority": 1, "no annotation": 1}
+    assert sorted(people.table.items.tolist()) == [0, 0, 2, 2]
+    assert not people.by_group
+    assert people.groups.tolist() == [0, 1, 2]
+    with pytest.raises(DataError, match="none of the 2 rated items has a label on quality; "):
+        people_of(corpus, corpus.dimension(None), "majority", np.array([1, 3]))
+
+
+def test_labels_that_stay_each_persons_own_are_refused(tmp_path: Path) -> None:
+    """Several gold labels of an item would overwrite each other."""
+    corpus = corpus_of(tmp_path, ORDINAL_5, [1, 2, 3, 4, 5])
+    with pytest.raises(ConfigError, match=r"labels per-annotator: .*; give median, majority, mean or paper"):
+        score(corpus, corpus.dimension(None), "per-annotator", [rater("r", random_numbers(0, 5))], resamples=200)
+
+
+@pytest.mark.parametrize(("count", "drawn"), [(20, "groups"), (19, "items")])
+def test_groups_are_resampled_if_there_are_twenty(tmp_path: Path, count: int, drawn: str) -> None:
+    given = {f"i{number}": {"ann": 1 + number % 5} for number in range(40)}
+    groups = {name: f"g{number % count}" for number, name in enumerate(given)}
+    corpus = small_corpus(tmp_path, given, groups=groups)
+    scores = score(corpus, corpus.dimension(None), "median", [rater("r", [[n % 5] for n in range(40)])], resamples=200)
+    assert (scores["resampled"], scores["resampled_count"]) == (drawn, 20 if drawn == "groups" else 40)
+
+
+# --- the worst case ---------------------------------------------------------------------------------------
+
+
+def test_worst_case_by_hand(tmp_path: Path) -> None:
+    """Labels 1, 2, 5; verdicts 1, unreadable, 4. The worst verdict beside 2 is 5."""
+    given = {f"i{number}": {"ann": label} for number, label in enumerate([1, 2, 5])}
+    corpus = small_corpus(tmp_path, given)
+    record = _scored(corpus, [[0], [NAN], [3]])["raters"][0]
+    assert record["coverage"] == pytest.approx(2 / 3)
+    readable, worst = ({name: found["value"] for name, found in record[which].items()}
+                       for which in ("agreement", "worst_case"))  # fmt: skip
+    assert (readable["exact_agreement"], worst["exact_agreement"]) == (pytest.approx(1 / 2), pytest.approx(1 / 3))
+    assert (readable["mse"], worst["mse"]) == (pytest.approx(1 / 2), pytest.approx((0 + 9 + 1) / 3))
+    assert (readable["mae"], worst["mae"]) == (pytest.approx(1 / 2), pytest.approx((0 + 3 + 1) / 3))
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize(
+    ("scale", "labels"),
+    [(ORDINAL_5, [1, 2, 3, 4, 5]), (UNEVEN, [0, 1, 10]), (STEPS, [0, 1, 2, 10]), (INTERVAL, [0, 20, 45, 70, 100])],
+)
+def test_nothing_that_the_unreadable_could_have_been_is_worse(
+    tmp_path: Path, scale: dict[str, Any], labels: list[Any], draws: int
+) -> None:
+    corpus = corpus_of(tmp_path, scale, labels)
+    numbers = random_numbers(4, len(labels), draws)
+    if scale is INTERVAL:
+        numbers = np.array(labels, float)[numbers.astype(int)]
+    lost = np.arange(ITEMS) % 4 == 0
+    worst = figures(_scored(corpus, np.where(lost[:, None], NAN, numbers)), 0, "worst_case")
+    gold = people_of(corpus, corpus.dimension(None), "median", np.arange(ITEMS)).gold
+    quantities = np.array(labels, float)
+    said_by_gold = gold if scale is INTERVAL else quantities[gold.astype(int)]
+    farthest = np.abs(said_by_gold[:, None] - quantities).argmax(axis=1)
+    most_steps = np.where(gold * 2 >= len(labels) - 1, 0, len(labels) - 1)
+    for place in (*range(len(labels)), farthest, most_steps):
+        said = np.broadcast_to(quantities[place] if scale is INTERVAL else place, ITEMS)
+        could_be = figures(_scored(corpus, np.where(lost[:, None], said[:, None], numbers)))
+        assert worst["mse"] >= could_be["mse"] - 1e-9
+        assert worst["mae"] >= could_be["mae"] - 1e-9
+        for name in {"exact_agreement", "within_one_step"} & worst.keys():
+            assert worst[name] <= could_be[name] + 1e-9
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_the_worst_case_of_what_can_all_be_read_is_the_agreement(tmp_path: Path, draws: int) -> None:
+    corpus = corpus_of(tmp_path, ORDINAL_5, [1, 2, 3, 4, 5])
+    scores = _scored(corpus, random_numbers(6, 5, draws))
+    assert scores["raters"][0]["coverage"] == 1
+    assert figures(scores, 0, "worst_case") == pytest.approx(figures(scores))
+
+
+@pytest.mark.parametrize(("scale", "labels"), [(NOMINAL, ["present", "not_present"]), (PAIRWISE, ["A", "B", "tie"])])
+def test_worst_case_without_order_is_another_label(tmp_path: Path, scale: dict[str, Any], labels: list[str]) -> None:
+    corpus = corpus_of(tmp_path, scale, labels)
+    gold = people_of(corpus, corpus.dimension(None), "majority", np.arange(ITEMS)).gold
+    known = np.flatnonzero(np.isfinite(gold))
+    numbers = np.nan_to_num(gold)
+    numbers[known[:10]] = NAN
+    one = rater("r", numbers[:, None], "majority")
+    scores = score(corpus, corpus.dimension(None), "majority", [one], resamples=200)
+    assert figures(scores)["exact_agreement"] == 1
+    assert figures(scores, 0, "worst_case")["exact_agreement"] == pytest.approx(1 - 10 / len(known))
+
+
+def _scored(corpus: Corpus, *numbers: Any, resamples: int = 200) -> dict[str, Any]:
+    raters = [rater(f"r{place}", each) for place, each in enumerate(numbers)]
+    return score(corpus, corpus.dimension(None), "median", raters, resamples=resamples)
+
+
+# --- what stands beside the figures -----------------------------------------------------------------------
+
+
+def test_self_agreement_by_hand(tmp_path: Path) -> None:
+    """Pairs of draws: 1 of 3 the same, 1 of 1, and none of a lone draw."""
+    corpus = small_corpus(tmp_path, {f"i{number}": {"ann": label} for number, label in enumerate([1, 2, 5])})
+    scores = _scored(corpus, [[0, 0, 1], [2, NAN, 2], [NAN, 3, NAN]])
+    record = scores["raters"][0]
+    assert record["self_agreement"] == pytest.approx(2 / 4)
+    assert (record["draws_per_item"], record["unreadable_draws"], record["unreadable_items"]) == (3, 3, 0)
+    assert _scored(corpus, [[0], [1], [2]])["raters"][0]["self_agreement"] is None
+
+
+def test_people_stand_beside_every_figure(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, ORDINAL_5, [1, 2, 3, 4, 5])
+    human = _scored(corpus, random_numbers(0, 5))["human"]
+    table = corpus.annotations(DIMENSION)
+    ratings = np.full((3, ITEMS), NAN)
+    ratings[table.annotators, table.items] = table.numbers
+    expected = krippendorff.alpha(ratings, level_of_measurement="ordinal")
+    assert human["alpha"]["value"] == pytest.approx(expected)
+    assert human["alpha"]["low"] < expected < human["alpha"]["high"]
+    assert set(human["ceiling"]) == set(METRICS_BY_SCALE["ordinal"])
+    assert all(found["low"] < found["value"] < found["high"] for found in human["ceiling"].values())
+    # The gold label of two others is their middle, of two as near the lower.
+    exact = np.mean([
+        ratings[who] == np.floor(np.delete(ratings, who, axis=0).mean(axis=0)) for who in range(3)
+    ])  # fmt: skip
+    assert human["ceiling"]["exact_agreement"]["value"] == pytest.approx(exact)
+
+
+# --- raters beside each other -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draws", [(1, 1), (3, 3), (3, 1)])
+def test_a_difference_is_that_of_the_figures_shown(tmp_path: Path, draws: tuple[int, int]) -> None:
+    corpus = corpus_of(tmp_path, ORDINAL_5, [1, 2, 3, 4, 5])
+    scores = _scored(corpus, random_numbers(1, 5, draws[0]), random_numbers(2, 5, draws[1]))
+    shown = {row["figure"]: row["value"] for row in scores["differences"]}
+    one, other = figures(scores, 0), figures(scores, 1)
+    assert shown == pytest.approx({name: one[name] - other[name] for name in one})
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+def test_a_difference_is_of_items_that_both_can_be_read_on(tmp_path: Path, draws: int) -> None:
+    corpus = corpus_of(tmp_path, ORDINAL_5, [1, 2, 3, 4, 5])
+    one, other = random_numbers(1, 5, draws), random_numbers(2, 5, draws)
+    one[:10], other[5:20] = NAN, NAN
+    shown = {row["figure"]: row["value"] for row in _scored(corpus, one, other)["differences"]}
+    gold = people_of(corpus, corpus.dimension(None), "median", np.arange(ITEMS)).gold[20:]
+    means = [each[20:].mean(axis=1) for each in (one, other)]
+    errors = [np.mean((mean - gold) ** 2) for mean in means]
+    assert shown["mse"] == pytest.approx(errors[0] - errors[1])
+    exact = [np.mean(np.floor(mean + 0.5) == gold) for mean in means]  # the nearest label, the higher of two as near
+    assert shown["exact_agreement"] == pytest.approx(exact[0] - exact[1])
+
+
+def test_holm_is_over_the_pairs_of_raters_and_says_so(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, ORDINAL_5, [1, 2, 3, 4, 5])
+    scores = _scored(corpus, *(random_numbers(seed, 5) for seed in range(4)))
+    assert scores["holm_over"].startswith("6 pairs of raters, each figure by itself, on this dimension alone; ")
+    for name in METRICS_BY_SCALE["ordinal"]:
+        rows = [row for row in scores["differences"] if row["figure"] == name]
+        assert len(rows) == 6
+        assert [row["p_holm"] for row in rows] == holm([row["p"] for row in rows])
+    assert _scored(corpus, random_numbers(0, 5))["holm_over"] is None
+
+
+def test_differences_without_a_figure_say_why_in_words(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, ORDINAL_5, [1, 2, 3, 4, 5])
+    scores = _scored(corpus, random_numbers(1, 5), np.full((ITEMS, 1), 2.0))
+    (tau,) = [row for row in scores["differences"] if row["figure"] == "kendall_tau_b"]
+    assert (tau["value"], tau["p"]) == (None, None)
+    assert tau["reason"] == "r1: verdicts are constant"
+    assert tau["p_holm"] is None
+
+
+def test_raters_among_each_other(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, ORDINAL_5, [1, 2, 3, 4, 5])
+    columns = [random_numbers(seed, 5) for seed in range(3)]
+    found = _scored(corpus, *columns)["between_raters"]
+    numbers = np.column_stack(columns)
+    assert found["krippendorff_alpha"]["value"] == pytest.approx(
+        krippendorff.alpha(numbers.T, level_of_measurement="ordinal")
+    )
+    icc = icc_of(numbers)
+    assert found["icc3_1"]["value"] == pytest.approx(icc["ICC(C,1)"])
+    assert found["icc3_k"]["value"] == pytest.approx(icc["ICC(C,k)"])
+    assert [pair["raters"] for pair in found["pairs"]] == [["r0", "r1"], ["r0", "r2"], ["r1", "r2"]]
+    assert found["pairs"][1]["cohen_kappa"]["value"] == pytest.approx(cohen_kappa_score(numbers[:, 0], numbers[:, 2]))
+
+
+def test_the_same_seed_gives_the_same_scores(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, ORDINAL_5, [1, 2, 3, 4, 5])
+    one, other = (_scored(corpus, random_numbers(1, 5), random_numbers(2, 5)) for _ in range(2))
+    assert one == other
+
+
+# --- degenerate input -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [ORDINAL_5, WORDS, NOMINAL, PAIRWISE, INTERVAL])
+@pytest.mark.parametrize("case", ["constant", "unreadable", "one item", "two items", "all the same", "one label"])
+@pytest.mark.parametrize("people", [1, 2])
+@pytest.mark.parametrize("count", [1, 2])
+def test_degenerate_input(tmp_path: Path, scale: dict[str, Any], case: str, people: int, count: int) -> None:
+    """Strict JSON, no warning, and a reason wherever there is no figure."""
+    labels = scale.get("labels") or [0, 50, 100]
+    items = {"one item": 1, "two items": 2}.get(case, 12)
+    place = [0 if case == "all the same" else number % len(labels) for number in range(items)]
+    given = {
+        f"i{number}": {} if case == "one label" and number else {f"ann{who}": labels[place[number]]
+        for who in range(people)} for number in range(items)
+    }  # fmt: skip
+    inputs = {name: {"left": "a b", "right": "c"} for name in given} if scale is PAIRWISE else None
+    corpus = small_corpus(tmp_path, given, scale, inputs=inputs)
+    said = np.full((items, 2), 0.0)
+    if case == "unreadable":
+        said[:] = NAN
+    elif case == "one label":
+        said[:, 0] = np.arange(items) % 2
+    ordered = scale["type"] in ("ordinal", "interval")
+    how: Any = "mean" if ordered else "majority"
+    method: Any = {"ordinal": "median", "interval": "mean"}.get(scale["type"], "majority")
+    raters = [rater(f"r{each}", said, how, np.tile([False, True], (items, 1))) for each in range(count)]
+    with warnings.catch_warnings(), np.errstate(all="warn"):
+        warnings.simplefilter("error")
+        scores = score(corpus, corpus.dimension(None), method, raters, resamples=200)
+    json.dumps(scores, allow_nan=False)
+    blocks = [scores["human"]["ceiling"], {"alpha": scores["human"]["alpha"]}]
+    blocks += [record[which] for record in scores["raters"] for which in ("agreement", "worst_case")]
+    for block in blocks:
+        for name, found in block.items():
+            assert (found["value"] is None or found["low"] is None) <= bool(found["reason"]), (name, found)
+    for row in scores["differences"]:
+        assert (row["p"] is None) <= bool(row["reason"]), row
+    for record in scores["raters"]:
+        if case == "unreadable":
+            assert record["coverage"] == 0
+            assert all(found["value"] is None for found in record["agreement"].values())
+        if ordered and (length := record["length_correlation"]):
+            assert (length["spearman_rho"] is None) == bool(length["reason"])
