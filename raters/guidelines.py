@@ -22,7 +22,7 @@ from raters.rater_draws import RaterDraws
 from raters.rater_files import RaterSpec
 from raters.trace_runs import Draws, TraceRun
 from raters.trials import Trials, WorkEnds
-from raters.writers import Case, Material, Proposal, Writer
+from raters.writers import PARTS, Case, Material, Proposal, Writer
 
 Method = Literal["contrast", "paper", "post-hoc"]
 Outcome = Literal["kept", "lint", "gate"]
@@ -159,8 +159,8 @@ class Refinement:
         return [await self.trials.rate(spec, name, items, draws) for spec, name in zip(specs, self.names, strict=True)]
 
     async def _round(self, material: Material, number: int) -> None:
-        for part in ("instructions", "criteria"):
-            proposal = await self.writer.draft(part, material, self.guideline, len(self.attempts) + 1)  # type: ignore[arg-type]
+        for part in PARTS:
+            proposal = await self.writer.draft(part, material, self.guideline, len(self.attempts) + 1)
             if proposal is None:
                 self.log(f"round {number}: {part}: nothing to propose")
             else:

@@ -28,6 +28,7 @@ from raters.trace_runs import Draws, TraceRun
 from raters.writing import Scribe, UnusableAnswerError, lines_of, tagged
 
 Part = Literal["instructions", "criteria"]
+PARTS: tuple[Part, ...] = ("instructions", "criteria")
 HEADINGS: dict[Part, str] = {"instructions": "## How to rate", "criteria": "## What speaks for each label"}
 LEVELS_OF_AN_INTERVAL = 5
 MOST_TRACE_CHARACTERS = 4000

@@ -43,6 +43,7 @@ ARMS: Mapping[str, tuple[str, ...]] = {
 }
 CONTROLS = ("contrast, 3 rounds", "no gate at all")
 SEEDS = range(5)
+K = 32
 POLICIES = range(10)
 RULES_OF_A_POLICY = 3
 SIMULATED_ITEMS_OF = "realsumm"
@@ -73,7 +74,7 @@ def main() -> None:
 def _real(folder: Path, dimension: str, seed: int, out: Path) -> dict[str, Any]:
     """Return the figures of one task under one split seed."""
     out = out / f"seed-{seed}"
-    shared = ("--dimension", dimension, "--strategy", "fixed", "--k", 32, "--seed", seed, "--split-seed", seed)
+    shared = ("--dimension", dimension, "--strategy", "fixed", "--k", K, "--seed", seed, "--split-seed", seed)
 
     def infer(corpus: Path, name: str) -> Path:
         traces = out / name
@@ -160,7 +161,7 @@ def _simulate(folder: Path, number: int, out: Path) -> dict[str, Any]:
     vague = Dimension("quality", scale, "Rate the quality of the text from 1 (lowest) to 5 (highest).\n")
     copy = labelled_copy(folder, out / "corpus", vague, labels)
     traces = out / "traces"
-    stage("infer_traces", "--corpus", copy, "--strategy", "fixed", "--k", 32, "--split-seed", number, "--out", traces)
+    stage("infer_traces", "--corpus", copy, "--strategy", "fixed", "--k", K, "--split-seed", number, "--out", traces)
     record: dict[str, Any] = {"policy": [list(rule) for rule in policy]}
     true = {(name, direction) for name, direction, _ in policy}
     full = out / "true.md"
@@ -230,30 +231,36 @@ def _page(real: Mapping[tuple[str, int], Mapping[str, Any]], simulated: list[dic
         )
     ]
     mean, half = mean_interval(gains)
+    header = ["corpus, dimension", "original guideline", *ARMS, *(f"shuffled labels: {arm}" for arm in CONTROLS)]
+    checks = ["corpus, dimension", "rule lines", "test interval above 0", "guideline changed with shuffled labels"]
+    recovered = ["", "original", "refined", "full true policy", "true rules found", "false rules kept"]
     return f"""# Refined guidelines and a frozen rater
 
 Made by `python -m tests.evidence.guidelines --corpora ../shared/data`. The rater is `embedded`, the rule reader, which is
-no language model; the writer is `extractive`. Traces: 32 draws of every training item. Figures: Kendall τ-b of the mean
+no language model; the writer is `extractive`. Traces: {K} draws of every training item. Figures: Kendall τ-b of the mean
 of 8 draws with people's gold label on the test split, of pairs by preference, of two labels by the share of draws for
 the first; mean over {len(SEEDS)} split seeds ± the half width of the 95 % interval over seeds (Student's t).
 
-{table(["corpus, dimension", "original guideline", *ARMS, *(f"shuffled labels: {arm}" for arm in CONTROLS), "ridge on the same statistics"], rows)}
+{table([*header, "ridge on the same statistics"], rows)}
 
-- *paper*: both drafts as they come, of rules with |z| > 3, not gated by dev labels. *no gate at all*: the same with the ten
-  rules of the largest |z|, however small.
+- *paper*: both drafts as they come, of up to ten rules with |z| > 3, not gated by dev labels. *no gate at all*: the same
+  with the ten rules of the largest |z|, however small.
 - *contrast*: drafts and edits kept only behind the paired test on dev (one-sided level .05); *3 rounds*: traces inferred
   again under the refined guideline, twice.
 - *shuffled labels*: labels of train and dev items exchanged among them; test labels are real.
 - Over all tasks and seeds, three rounds of contrast change τ by {mean:+.3f} ± {half:.3f}.
 
-{table(["corpus, dimension", "rule lines, 3 rounds", "test interval of the difference above 0", "guideline changed with shuffled labels"], rules)}
+Of three rounds of contrast: how many rule lines the guideline has gained, in how many seeds the interval of the paired
+difference on test lies above 0, and in how many seeds shuffled labels changed the guideline at all.
+
+{table(checks, rules)}
 
 ## Simulated annotators with a hidden policy
 
-{len(simulated)} policies of {RULES_OF_A_POLICY} rules each, applied by the rule reader to {SIMULATED_ITEMS_OF}'s texts on a scale of 1 to 5
-(1,000 train, 300 dev and 500 test items); the guideline that raters get says nothing of them.
+{len(simulated)} policies of {RULES_OF_A_POLICY} rules each, applied by the rule reader to the texts of {SIMULATED_ITEMS_OF}
+on a scale of 1 to 5 (1,000 train, 300 dev and 500 test items); the guideline that raters get says nothing of them.
 
-{table(["", "original", "refined", "full true policy", "true rules found", "false rules kept"], policies)}
+{table(recovered, policies)}
 
 A rule counts as false if the policy does not hold it in that direction. Statistics of one text depend on each other
 (length and sentences), so a false rule may stand for a true one.
