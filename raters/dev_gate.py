@@ -59,11 +59,14 @@ def said(draws: RaterDraws, scale: AnyScale) -> NDArray[np.float64]:
     """Return (items,) what the draws of each item say together, for the choice figure; nan if nothing is readable."""
     if choice_figure(scale) == "cohen_kappa":
         return draws.verdicts(scale)
+    if draws.quantities is not None and isinstance(scale, OrdinalScale | IntervalScale):
+        return draws.quantities  # label probabilities say more than verdicts
     placed = quantities(draws.numbers, scale)
     readable = np.isfinite(placed)
     counts = readable.sum(axis=1)
-    sums = np.where(readable, placed, 0.0).sum(axis=1)
-    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+    means = np.full(len(counts), np.nan)
+    np.divide(np.where(readable, placed, 0.0).sum(axis=1), counts, out=means, where=counts > 0)
+    return means
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-HEAVY = frozenset("torch transformers peft trl datasets openai vllm ray matplotlib".split())
+HEAVY = frozenset(
+    "torch transformers peft trl datasets openai vllm ray matplotlib sklearn sentence_transformers".split()
+)
 SHARED_BY_STAGES = frozenset(
     f"pipelines{name}" for name in ("", ".options", ".command", ".screen", ".session", ".refinement")
 )
@@ -21,7 +23,14 @@ LAYERS = (
     ("raters.records", "raters.resources"),
     ("raters.scales", "raters.journal", "raters.prompts"),
     ("raters.corpora", "raters.models"),
-    ("raters.sampling", "raters.rating", "raters.guidelines", "raters.training"),
+    (
+        "raters.sampling",
+        "raters.rating",
+        "raters.guidelines",
+        "raters.guideline_lint",
+        "raters.critiques",
+        "raters.training",
+    ),
 )
 """A module of a layer imports none of a later one; a package stands for all its modules."""
 
