@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -290,7 +290,8 @@ def _read_raters(
             raise ConfigError(f"--rater {given}: stands twice; give each rater once")
         raters.append(spec)
         base = re.sub(r"[^\w.-]+", "_", Path(given).parent.name or given if given.endswith(".yaml") else given)
-        names.append(next(name for name in (base, *(f"{base}-{number}" for number in count(2))) if name not in names))
+        others = (f"{base}-{number}" for number in count(2))
+        names.append(next(name for name in chain([base], others) if name not in names))
     return tuple(raters), tuple(names)
 
 

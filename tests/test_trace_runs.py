@@ -175,10 +175,14 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         "guideline of quality is not the one",
     ),
     "items changed": (
-        append("items.jsonl", '{"item_id": "new", "inputs": {"question": "q", "reply": "r"}}\n'), r"items\.jsonl of corpus"
+        append("items.jsonl", '{"item_id": "new", "inputs": {"question": "q", "reply": "r"}}\n'),
+        r"items\.jsonl of corpus small is not the file",
     ),
     "labels changed": (
-        append("annotations.jsonl", '{"item_id": "item000", "annotator_id": "new", "dimension": "quality", "label": 1}\n'),
+        append(
+            "annotations.jsonl",
+            '{"item_id": "item000", "annotator_id": "x", "dimension": "quality", "label": 2}\n',
+        ),
         r"annotations\.jsonl of corpus small is not the file",
     ),
     "corpus.yaml changed": (append("corpus.yaml", "# note\n"), r"corpus\.yaml of corpus small is not the file"),
