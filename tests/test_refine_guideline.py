@@ -261,7 +261,7 @@ def test_ratings_can_be_scored(finished: Path, tmp_path: Path) -> None:
     """By score_agreement, which refuses what its rater has seen."""
     from pipelines.score_agreement import main as score
 
-    ratings = [str(finished / "test" / f"embedded-{version}") for version in ("original", "refined")]
+    ratings = [str(finished / "test" / f"embedded-{version}" / "ratings.jsonl") for version in ("original", "refined")]
     assert score(["--ratings", *ratings, "--corpus", str(DEMO), "--out", str(tmp_path), "--resamples", "200"]) == 0
     figure = strict(finished / "summary.json")["test"]["changes"]["embedded"]
     assert 0.3 < figure["after"] < 1
@@ -384,7 +384,7 @@ def test_a_torn_journal_is_mended(traces: Path, finished: Path, tmp_path: Path, 
 # --- a writer behind a server -----------------------------------------------------------------------------
 
 RULE = "- overlap helps twice."
-GOOD_RULES = [RULE, "- length helps twice.", "- capitals hurts twice."]
+SILLY = ("- closed_end hurts once.", "- questions hurts once.")
 SMALL = (
     "--dev-limit", 40, "--draws", 4, "--resamples", 400, "--rubric-traces", 1, "--instruction-traces", 2,
     "--train-items", 10, "--cases", 2, "--embeddings", "tfidf", "--no-test",
@@ -397,14 +397,10 @@ def at_server(server: ScriptedWriter, traces: Path, *more: object, small: Sequen
 
 
 def one_rule_after_another(prompt: str, number: int) -> str:
-    """Propose the good rules, then a silly one twice, then nothing."""
+    """Propose a rule that helps, then two that do not, then nothing."""
     lines = numbered_lines(prompt)
-    for rule in GOOD_RULES:
-        if rule not in lines:
-            return edit_block("add", len(lines), rule, why=f"It says {rule}")
-    silly = ["- closed_end hurts once.", "- questions hurts once."]
     tried = prompt.partition("# Edits that were tried before")[2].partition("# Your task")[0]
-    left = [rule for rule in silly if f"why {rule}" not in tried]
+    left = [rule for rule in (RULE, *SILLY) if rule not in lines and f"why {rule}" not in tried]
     return edit_block("add", len(lines), left[0], why=f"why {left[0]}") if left else "<edit></edit>"
 
 
@@ -419,8 +415,10 @@ def test_a_model_writes_and_the_gate_decides(traces: Path, tmp_path: Path, run: 
     assert server.counts["edit"] == len(proposals) - 2 + 1
     assert [one["action"] for one in proposals[:2]] == ["instructions", "criteria"]
     assert {one["outcome"] for one in proposals[:2]} == {"gate"}
-    assert RULE in [line for one in kept for line in one["added"]]
-    assert rules(tmp_path / "run") == {line[2:-1] for one in kept for line in one["added"]}
+    assert [one["added"] for one in proposals[2:]] == [[rule] for rule in (RULE, *SILLY)]
+    assert [one["outcome"] for one in proposals[2:]] == ["kept", "gate", "gate"]
+    assert rules(tmp_path / "run") == {RULE[2:-1]}
+    assert len(kept) == 1
     assert "How to rate" not in (tmp_path / "run" / "guideline.md").read_text()
     assert "no further proposal" in outcome.err
     # The writer's journal holds every answer once.
@@ -510,22 +508,23 @@ def test_paper_keeps_both_drafts_and_asks_for_no_edit(traces: Path, tmp_path: Pa
     assert all(one["before"] is not None for one in proposals)
 
 
-RATE_BY_WORDS = "- Long replies are 5, others are 1."
+BY_HEART = "- Say what people say."
 
 
 def test_a_rater_behind_a_server_counts_every_request(traces: Path, tmp_path: Path, run: Run) -> None:
     """A rater that follows the guideline: 40 dev items under the original and under each of three others."""
+    people = {record["inputs"]["reply"]: 3 for record in read(DEMO / "items.jsonl")}
+    ids = {record["item_id"]: record["inputs"]["reply"] for record in read(DEMO / "items.jsonl")}
+    people |= {ids[record["item_id"]]: record["label"] for record in read(DEMO / "annotations.jsonl")}
 
     def rate(prompt: str, number: int) -> str:
-        guideline, _, item = prompt.partition("# Item")
-        if RATE_BY_WORDS in guideline:
-            return f"<rating>{5 if len(item.split()) > 90 else 1}</rating>"
-        return f"<rating>{1 + sum(map(ord, item)) % 5}</rating>"
+        guideline, _, item = prompt.rpartition("# Item")
+        said = next(label for reply, label in people.items() if reply in item)
+        return f"<rating>{said if BY_HEART in guideline else 1 + sum(map(ord, item)) % 5}</rating>"
 
     def edit(prompt: str, number: int) -> str:
-        if number == 1:
-            return "<edit></edit>"
-        return edit_block("add", len(numbered_lines(prompt)), RATE_BY_WORDS)
+        lines = numbered_lines(prompt)
+        return "<edit></edit>" if BY_HEART in lines else edit_block("add", len(lines), BY_HEART)
 
     with ScriptedWriter({"edit": edit, "rate": rate}) as server:
         arguments = at_server(server, traces, "--rater", "openai/scripted", "--draws", 1)
@@ -538,7 +537,7 @@ def test_a_rater_behind_a_server_counts_every_request(traces: Path, tmp_path: Pa
         before = len(server.requests)
         run(*arguments)
         assert len(server.requests) == before
-    assert RATE_BY_WORDS in (tmp_path / "run" / "guideline.md").read_text()
+    assert BY_HEART in (tmp_path / "run" / "guideline.md").read_text()
     assert read_rater(tmp_path / "run" / "raters" / "openai_scripted.yaml").model == "openai/scripted"
 
 
@@ -798,7 +797,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = varied_texts(150)
     labels = {item_id: {"ann": 1 + n % 5} for n, item_id in enumerate(texts)}
     write_corpus(folder / "untraced", labels, ORDINAL_5, inputs=texts)
-    for name, options in (("few", []), ("whole", []), ("untraced", ["--temperature", "0"])):
+    for name, options in (("few", []), ("whole", []), ("untraced", ["--temperature", "0", "--k", "1"])):
         command = ["--corpus", str(folder / name), "--out", str(folder / f"{name}-traces"), "--k", "4", *options]
         assert infer(command) == 0
     return folder
