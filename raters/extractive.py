@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raters.contrasts import SIGNIFICANT_Z, RuleContrast, contrast_presence, contrast_rules
-from raters.critiques import Embedder, cluster, representatives
+from raters.critiques import Clusters, Embedder, cluster, representatives
 from raters.guideline_text import MOST_EDIT_LINES, MOST_SECTION_LINES, Edit, Guideline, UnusableEditError
 from raters.models.embedded import STRENGTHS, read_steps
 from raters.observations import IN_WORDS
@@ -29,7 +29,7 @@ REST_IGNORED = "- rest ignored."
 _REST_IN_WORDS = "Leave everything else out of account."
 _START = "- start at five."
 _MOST_SENTENCE_TRACES = 150
-_MOST_SENTENCES = 3000
+_MOST_SENTENCES = 1500
 _MOST_CLUSTERS = 40
 _MOST_SENTENCE_CHARACTERS = 300
 _SOURCES = 5
@@ -230,7 +230,7 @@ class ExtractiveWriter:
         if len(set(texts)) < 2:
             return []
         vectors = self.embedder.embed(texts)
-        clusters = cluster(vectors, most=min(_MOST_CLUSTERS, max(2, len(texts) // 10)), seed=material.seed)
+        clusters = _grouped(vectors, material.seed)
         found = []
         for members in filter(None, representatives(texts, vectors, clusters)):
             code = clusters.assignment[members[0]]
@@ -250,6 +250,17 @@ def _with_criteria(
 ) -> Guideline:
     lines = [f"- {material.levels[level]}: {sentence}" for level, sentence, _, _ in telling]
     return guideline.with_section(HEADINGS["criteria"], lines, number)
+
+
+def _grouped(vectors: NDArray[np.float64], seed: int) -> Clusters:
+    """Return groups of sentences that say the same: 40 of them, or one for every sentence if fewer differ.
+
+    Silhouettes would choose very few, each of sentences that have little in common, and so tell nothing.
+    """
+    _, first, which = np.unique(vectors, axis=0, return_index=True, return_inverse=True)
+    if len(first) <= _MOST_CLUSTERS:
+        return Clusters(which.reshape(-1).astype(np.int64), vectors[first], 0.0)
+    return cluster(vectors, fewest=_MOST_CLUSTERS, most=_MOST_CLUSTERS, seed=seed)
 
 
 def sentences_of(trace: str) -> list[str]:

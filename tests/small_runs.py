@@ -11,7 +11,7 @@ import numpy as np
 from raters.corpora import load_corpus
 from raters.gold import default_method
 from raters.journal import Record
-from raters.prompts import load_prompt
+from raters.plain_raters import plain_rater
 from raters.splits import Split, split_corpus
 from raters.trace_runs import TraceRun
 from tests.small_corpora import DIMENSION, ORDINAL_3, write_corpus, write_jsonl
@@ -74,8 +74,7 @@ def run_of(
         folder=run_folder,
         manifest=manifest,
         corpus=corpus,
-        dimension=dimension,
+        generator=plain_rater("embedded", corpus, dimension, split),
         split=split,
         method=default_method(dimension.scale),
-        prompt=load_prompt("embedded/rate"),
     )

@@ -236,17 +236,17 @@ def _page(real: Mapping[tuple[str, int], Mapping[str, Any]], simulated: list[dic
     recovered = ["", "original", "refined", "full true policy", "true rules found", "false rules kept"]
     return f"""# Refined guidelines and a frozen rater
 
-Made by `python -m tests.evidence.guidelines --corpora ../shared/data`. The rater is `embedded`, the rule reader, which is
-no language model; the writer is `extractive`. Traces: {K} draws of every training item. Figures: Kendall τ-b of the mean
-of 8 draws with people's gold label on the test split, of pairs by preference, of two labels by the share of draws for
+Made by `python -m tests.evidence.guidelines --corpora ../shared/data`. The rater is `embedded`, the rule reader, which
+is no language model; the writer is `extractive`. Traces: {K} draws of every training item. Figures: Kendall τ-b of the
+mean of 8 draws with people's gold label on the test split, of pairs by preference, of two labels by the share of draws for
 the first; mean over {len(SEEDS)} split seeds ± the half width of the 95 % interval over seeds (Student's t).
 
 {table([*header, "ridge on the same statistics"], rows)}
 
-- *paper*: both drafts as they come, of up to ten rules with |z| > 3, not gated by dev labels. *no gate at all*: the same
-  with the ten rules of the largest |z|, however small.
-- *contrast*: drafts and edits kept only behind the paired test on dev (one-sided level .05); *3 rounds*: traces inferred
-  again under the refined guideline, twice.
+- *paper*: both drafts as they come, of up to ten rules with |z| > 3, not gated by dev labels. *no gate at all*: the
+  same with the ten rules of the largest |z|, however small.
+- *contrast*: drafts and edits kept only behind the paired test on dev (one-sided level .05); *3 rounds*: traces
+  inferred again under the refined guideline, twice.
 - *shuffled labels*: labels of train and dev items exchanged among them; test labels are real.
 - Over all tasks and seeds, three rounds of contrast change τ by {mean:+.3f} ± {half:.3f}.
 
@@ -257,8 +257,8 @@ difference on test lies above 0, and in how many seeds shuffled labels changed t
 
 ## Simulated annotators with a hidden policy
 
-{len(simulated)} policies of {RULES_OF_A_POLICY} rules each, applied by the rule reader to the texts of {SIMULATED_ITEMS_OF}
-on a scale of 1 to 5 (1,000 train, 300 dev and 500 test items); the guideline that raters get says nothing of them.
+{len(simulated)} policies of {RULES_OF_A_POLICY} rules each, applied by the rule reader to the texts of
+{SIMULATED_ITEMS_OF} on a scale of 1 to 5 (1,000 train, 300 dev and 500 test items); the guideline that raters get says nothing of them.
 
 {table(recovered, policies)}
 
