@@ -63,7 +63,9 @@ def said(draws: RaterDraws, scale: AnyScale) -> NDArray[np.float64]:
     readable = np.isfinite(placed)
     counts = readable.sum(axis=1)
     sums = np.where(readable, placed, 0.0).sum(axis=1)
-    return np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
+    means = np.full(len(sums), np.nan)
+    np.divide(sums, counts, out=means, where=counts > 0)
+    return means
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,7 @@ class Guideline:
         start, stop = self.section(heading)
         known = {line.text: line for line in reversed(lines[start:stop])}
         body = _new_lines("\n".join(texts), most=MOST_SECTION_LINES)
-        new = [known.pop(text, None) or Line(text, None, proposal) for text in (heading, "", *body)]
+        new = [known.pop(text, Line(text, None, proposal)) for text in (heading, "", *body)]
         blank = Line("", None, proposal)
         if start < stop:
             return Guideline((*lines[:start], *new, *([blank] if stop < len(lines) else []), *lines[stop:]))

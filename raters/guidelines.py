@@ -160,7 +160,7 @@ class Refinement:
 
     async def _round(self, material: Material, number: int) -> None:
         for part in ("instructions", "criteria"):
-            proposal = await self.writer.draft(part, material, self.guideline, len(self.attempts) + 1)  # type: ignore[arg-type]
+            proposal = await self.writer.draft(part, material, self.guideline, len(self.attempts) + 1)
             if proposal is None:
                 self.log(f"round {number}: {part}: nothing to propose")
             else:

@@ -192,7 +192,7 @@ def tagged(answer: str, tag: str) -> str:
         raise UnusableAnswerError(f"it has no <{tag}>...</{tag}>{part}")
     if len(found) > 1 or opened > 1:
         raise UnusableAnswerError(f"it has <{tag}> {max(len(found), opened)} times; once is wanted")
-    return found[0].strip("\r\n")
+    return str(found[0]).strip("\r\n")
 
 
 def lines_of(text: str, most: int) -> list[str]:
