@@ -120,9 +120,9 @@ def test_the_rules_of_a_simulated_policy_are_found_and_no_others(drafted: Propos
 
 
 def test_policies_are_found_whatever_the_chance(tmp_path: Path) -> None:
-    """Of 40 true rules nearly all, and no false one among the 120 that could be."""
+    """Of 20 true rules nearly all, and no false one among the 60 that could be."""
     true, false = 0, 0
-    for seed in range(20):
+    for seed in range(10):
         chance = np.random.default_rng([7, seed])
         names = chance.choice(OBSERVATIONS, 2, replace=False).tolist()
         policy = {name: int(chance.choice((2, -2))) for name in names}
@@ -130,7 +130,7 @@ def test_policies_are_found_whatever_the_chance(tmp_path: Path) -> None:
         material = material_of(tmp_path / str(seed), *simulated(policy, chance))
         found = {rule.rpartition(" ")[0] for rule in rules_in(draft(writer(), "instructions", material).guideline)}
         true, false = true + len(found & rules), false + len(found - rules)
-    assert true >= 36
+    assert true >= 18
     assert false == 0
 
 

@@ -129,11 +129,11 @@ def read_first_draws(traces: Path) -> list[Record]:
 def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of infer_traces on the demo corpus."""
     folder = tmp_path_factory.mktemp("traces") / "run"
-    assert infer(["--out", str(folder), "--k", "16", "--strategy", "fixed", "--null-items", "0"]) == 0
+    assert infer(["--out", str(folder), "--k", "12", "--strategy", "fixed", "--null-items", "0"]) == 0
     return folder
 
 
-FAST = ("--resamples", 400, "--draws", 4, "--patience", 2)
+FAST = ("--resamples", 200, "--draws", 4, "--patience", 2)
 
 
 @pytest.fixture(scope="module")
@@ -383,7 +383,7 @@ def test_torn_journals_are_mended(traces: Path, finished: Path, tmp_path: Path, 
 RULE = "- overlap helps twice."
 SILLY = ("- closed_end hurts once.", "- questions hurts once.")
 SMALL = (
-    "--dev-limit", 40, "--draws", 4, "--resamples", 400, "--rubric-traces", 1, "--instruction-traces", 2,
+    "--dev-limit", 40, "--draws", 4, "--resamples", 200, "--rubric-traces", 1, "--instruction-traces", 2,
     "--train-items", 10, "--cases", 2, "--embeddings", "tfidf", "--no-test",
 )  # fmt: skip
 
