@@ -120,9 +120,9 @@ def test_the_rules_of_a_simulated_policy_are_found_and_no_others(drafted: Propos
 
 
 def test_policies_are_found_whatever_the_chance(tmp_path: Path) -> None:
-    """Of 40 true rules nearly all, and no false one among the 120 that could be."""
+    """Of 20 true rules nearly all, and no false one among the 60 that could be."""
     true, false = 0, 0
-    for seed in range(20):
+    for seed in range(10):
         chance = np.random.default_rng([7, seed])
         names = chance.choice(OBSERVATIONS, 2, replace=False).tolist()
         policy = {name: int(chance.choice((2, -2))) for name in names}
@@ -130,7 +130,7 @@ def test_policies_are_found_whatever_the_chance(tmp_path: Path) -> None:
         material = material_of(tmp_path / str(seed), *simulated(policy, chance))
         found = {rule.rpartition(" ")[0] for rule in rules_in(draft(writer(), "instructions", material).guideline)}
         true, false = true + len(found & rules), false + len(found - rules)
-    assert true >= 36
+    assert true >= 18
     assert false == 0
 
 
@@ -203,14 +203,18 @@ def test_what_is_stated_already_is_not_drafted_again(material: Material) -> None
     assert draft(writer(), "instructions", material, stated) is None
 
 
-def test_a_later_draft_adds_to_the_section_and_leaves_its_lines_alone(material: Material, drafted: Proposal) -> None:
+def test_rules_join_a_section_that_is_there_by_edits_alone(material: Material, drafted: Proposal) -> None:
     texts = [line.text for line in drafted.guideline.lines]
     place = texts.index("- commas hurts twice.")
     fewer = Guideline(drafted.guideline.lines[: place - 1] + drafted.guideline.lines[place + 1 :])
-    again = draft(writer(), "instructions", material, fewer, 9)
+    assert asyncio.run(writer().draft("instructions", material, fewer, 9)) is None
+    again = propose(writer(), material, fewer)
+    assert again is not None
+    assert again.action == "add"
     assert rules_in(again.guideline) == {"length helps twice", "commas hurts twice"}
-    assert again.guideline.lines[: len(fewer.lines)] == fewer.lines
-    assert {line.proposal for line in again.guideline.lines[len(fewer.lines) :]} == {9}
+    new = [line for line in again.guideline.lines if line not in fewer.lines]
+    assert [line.text for line in new][1:] == ["- commas hurts twice."]
+    assert len(new) == 2
 
 
 def test_every_round_reads_its_own_draws(tmp_path: Path) -> None:
@@ -264,9 +268,7 @@ def test_a_rule_that_was_left_out_may_be_added(material: Material, drafted: Prop
     assert first.sources
 
 
-def test_what_people_read_says_what_the_rule_says(material: Material, drafted: Proposal) -> None:
-    """An edit of a rule is one of the sentence above it as well."""
-    words = {"once": None, "twice": "weighs twice", "thrice": "weighs thrice"}
+def test_what_people_read_stands_above_its_rule_and_says_the_same(material: Material, drafted: Proposal) -> None:
     for proposal in all_edits(material, drafted.guideline):
         texts = [line.text for line in proposal.guideline.lines]
         said = [text for text in texts if ": the " in text]
@@ -274,9 +276,8 @@ def test_what_people_read_says_what_the_rule_says(material: Material, drafted: P
         assert len(said) == len(rules)
         for sentence, rule in zip(said, rules, strict=True):
             assert texts.index(rule) == texts.index(sentence) + 1
-            strength = rule.rpartition(" ")[2].rstrip(".")
-            assert ("weighs" in sentence) == (strength != "once")
-            assert words[strength] is None or str(words[strength]) in sentence
+            assert ("the more, the higher" in sentence) == (" helps " in rule)
+            assert ("the less, the higher" in sentence) == (" hurts " in rule)
 
 
 def test_a_rule_of_the_original_is_never_removed(material: Material) -> None:

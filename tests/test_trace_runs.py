@@ -55,7 +55,7 @@ def test_a_run_as_it_was_made(made: Path) -> None:
     assert run.split.seed == 2
     assert (run.method, run.gold_method) == ("median", "median")
     assert (run.tolerance, run.settings.temperature, run.settings.max_tokens) == (0.0, 1.0, 4096)
-    assert run.prompt.name == "embedded/rate"
+    assert run.generator.question.prompt.name == "embedded/rate"
     assert len(run.order()) == 12
     assert {run.corpus.item_ids[item] for item in run.order()} == {record["item_id"] for record in records}
     draws = run.draws
@@ -170,9 +170,9 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "inputs without hashes": (
         manifest(lambda record: record["inputs_sha256"].update({"items.jsonl": None})), "without hashes"
     ),
-    "another guideline": (
-        lambda folder: (folder / "corpus" / "guideline.md").write_text("Another one."),
-        "guideline of quality is not the one",
+    "no generator": (lambda folder: (folder / "run" / "rater.yaml").unlink(), "no such file"),
+    "another generator": (
+        manifest(lambda record: record["identity"].update(guideline="0" * 64)), "is not the one the traces are of"
     ),
     "items changed": (
         append("items.jsonl", '{"item_id": "new", "inputs": {"question": "q", "reply": "r"}}\n'),
@@ -186,9 +186,6 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         r"annotations\.jsonl of corpus small is not the file",
     ),
     "corpus.yaml changed": (append("corpus.yaml", "# note\n"), r"corpus\.yaml of corpus small is not the file"),
-    "prompt changed": (
-        manifest(lambda record: record["identity"].update(prompt="0" * 64)), "prompt embedded/rate has changed since"
-    ),
 }  # fmt: skip
 
 

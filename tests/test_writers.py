@@ -271,7 +271,7 @@ def test_no_critiques_at_all_is_no_proposal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-@pytest.mark.parametrize("part", ["instructions", "criteria"])
+@pytest.mark.parametrize("part", ["criteria"])
 def test_a_draft_that_cannot_be_used_is_none(tmp_path: Path, part: Part, name: str) -> None:
     with writing(tmp_path, {part: BAD[name](part)}, rubric_traces=1) as (server, writer, log):
         assert draft(writer, part, material_of(tmp_path)) is None

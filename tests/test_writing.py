@@ -155,7 +155,7 @@ def test_an_answer_and_its_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-@pytest.mark.parametrize("purpose", ["instructions", "edit"])
+@pytest.mark.parametrize("purpose", ["instructions"])
 def test_what_cannot_be_used_is_asked_for_three_times_and_skipped(tmp_path: Path, name: str, purpose: str) -> None:
     with scribing(tmp_path, {purpose: BAD[name](purpose)}) as (server, scribe, log):
         assert write(scribe, purpose) == [None]

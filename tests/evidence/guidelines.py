@@ -238,8 +238,8 @@ def _page(real: Mapping[tuple[str, int], Mapping[str, Any]], simulated: list[dic
 
 Made by `python -m tests.evidence.guidelines --corpora ../shared/data`. The rater is `embedded`, the rule reader, which
 is no language model; the writer is `extractive`. Traces: {K} draws of every training item. Figures: Kendall τ-b of the
-mean of 8 draws with people's gold label on the test split, of pairs by preference, of two labels by the share of draws for
-the first; mean over {len(SEEDS)} split seeds ± the half width of the 95 % interval over seeds (Student's t).
+mean of 8 draws with people's gold label on the test split, of pairs by preference, of two labels by the share of draws
+for the first; mean over {len(SEEDS)} split seeds ± the half width of the 95 % interval over seeds (Student's t).
 
 {table([*header, "ridge on the same statistics"], rows)}
 
@@ -258,7 +258,8 @@ difference on test lies above 0, and in how many seeds shuffled labels changed t
 ## Simulated annotators with a hidden policy
 
 {len(simulated)} policies of {RULES_OF_A_POLICY} rules each, applied by the rule reader to the texts of
-{SIMULATED_ITEMS_OF} on a scale of 1 to 5 (1,000 train, 300 dev and 500 test items); the guideline that raters get says nothing of them.
+{SIMULATED_ITEMS_OF} on a scale of 1 to 5 (1,000 train, 300 dev and 500 test items). The guideline that raters get says
+nothing of them.
 
 {table(recovered, policies)}
 
