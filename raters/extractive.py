@@ -68,11 +68,19 @@ class ExtractiveWriter:
             return self._criteria(material, guideline, number)
         if _place_of_rules(guideline) is not None:
             return None  # the section is there: what is to join it is proposed rule by rule
-        rules, sources = self._rules(material)
-        stated = set(_stated(guideline))
-        new = [rule for rule in rules if rule.observation not in stated][: self.drafted_rules]
-        if not new:
-            return None
+        rules, _ = self._rules(material)
+        new = self._unstated(rules, guideline)[: self.drafted_rules]
+        return self._section(material, guideline, new, number) if new else None
+
+    def _unstated(self, rules: Sequence[RuleContrast], guideline: Guideline) -> list[RuleContrast]:
+        stated = _stated(guideline)
+        return [rule for rule in rules if rule.observation not in stated]
+
+    def _section(
+        self, material: Material, guideline: Guideline, new: Sequence[RuleContrast], number: int
+    ) -> Proposal | None:
+        """Return the guideline with a section of rules."""
+        _, sources = self._rules(material)
         strongest = max(abs(rule.z) for rule in new)
         lines = [line for rule in new for line in self._rule_lines(material, rule, self._strength(rule, strongest))]
         try:
@@ -81,12 +89,14 @@ class ExtractiveWriter:
             return None
         places = [place for rule in new for place in sources[rule.observation][:_SOURCES]]
         why = "; ".join(f"{rule} (z {rule.z:+.1f} over {rule.items:,} items)" for rule in new)
-        return Proposal(number, part, changed, why, material.sources(places))
+        return Proposal(number, "instructions", changed, why, material.sources(places))
 
     async def propose(
         self, material: Material, guideline: Guideline, cases: Sequence[Case], tried: Sequence[str], number: int
     ) -> Proposal | None:
         """Return the first edit that was not tried: a rule more, a strength, a start, a rule less; None at the end."""
+        if _place_of_rules(guideline) is None:
+            return self._other_section(material, guideline, tried, number)
         for edits, why, places in self._edits(material, guideline):
             if why not in tried:
                 changed = guideline
@@ -95,13 +105,24 @@ class ExtractiveWriter:
                 return Proposal(number, edits[0].action, changed, why, material.sources(places[:_SOURCES]))
         return None
 
+    def _other_section(
+        self, material: Material, guideline: Guideline, tried: Sequence[str], number: int
+    ) -> Proposal | None:
+        """Return a section that was not tried, the draft having been refused: all rules together, then each alone."""
+        rules, _ = self._rules(material)
+        new = self._unstated(rules, guideline)[: self.most_rules]
+        for chosen in (new, *([rule] for rule in new)):
+            proposal = self._section(material, guideline, chosen, number) if chosen else None
+            if proposal is not None and proposal.why not in tried:
+                return proposal
+        return None
+
     def _edits(self, material: Material, guideline: Guideline) -> Iterator[tuple[list[Edit], str, list[int]]]:
         """Yield the steps of an edit from the bottom up, why, and draws that suggest it."""
         rules, sources = self._rules(material)
         stated = _stated(guideline)
         stop = _place_of_rules(guideline)
-        if stop is None:
-            return
+        assert stop is not None
         strongest = max([abs(rule.z) for rule in rules], default=1.0)
         beside = ", ".join(stated)
         unstated = [rule for rule in rules if rule.observation not in stated][: self.most_rules]

@@ -285,8 +285,20 @@ def test_a_rule_of_the_original_is_never_removed(material: Material) -> None:
     assert "remove" not in {proposal.action for proposal in all_edits(material, original)}
 
 
-def test_without_a_section_there_is_nothing_to_edit(material: Material) -> None:
-    assert propose(writer(), material, ORIGINAL) is None
+def test_a_refused_draft_is_followed_by_other_sections(material: Material) -> None:
+    """All rules together, then each alone; each once."""
+    one_rule = ExtractiveWriter(open_embedder("tfidf"), drafted_rules=1)
+    drafted = draft(one_rule, "instructions", material)
+    assert len(rules_in(drafted.guideline)) == 1
+    tried, found = [drafted.why], list[set[str]]()
+    while (proposal := propose(one_rule, material, ORIGINAL, tried)) is not None:
+        assert proposal.why not in tried
+        tried.append(proposal.why)
+        found.append({rule.rpartition(" ")[0] for rule in rules_in(proposal.guideline)})
+        assert len(found) < 20
+    assert found[0] == {"length helps", "commas hurts"}
+    assert all(len(rules) == 1 for rules in found[1:])
+    assert len(found) == 2
 
 
 # --- sentences --------------------------------------------------------------------------------------------

@@ -220,7 +220,7 @@ def test_every_proposal_is_told_with_its_outcome(finished: Path) -> None:
         assert (one["reason"] == "") == (one["outcome"] == "kept")
         if one["outcome"] == "gate":
             assert one["p"] is None or one["p"] > 0.05 or one["after"] <= one["before"]
-    assert outcomes[0] == "kept"
+    assert "kept" in outcomes
     assert "kept" not in outcomes[-2:]  # it ends without a gain, for want of proposals or of patience
 
 
@@ -770,7 +770,7 @@ def test_a_guideline_of_ones_own(traces: Path, tmp_path: Path, run: Run) -> None
 
 def test_a_limit_of_words_is_held(traces: Path, tmp_path: Path, run: Run) -> None:
     words = len(ORIGINAL.split())
-    run("--traces", traces, "--out", "run", "--no-test", *FAST, "--max-words", words + 20)
+    run("--traces", traces, "--out", "run", "--no-test", *FAST, "--max-words", words + 5)
     (first, *_) = read(tmp_path / "run" / "proposals.jsonl")
     assert first["outcome"] == "lint"
     assert "are the most" in first["reason"]

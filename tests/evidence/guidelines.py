@@ -37,8 +37,8 @@ TASKS = {
 }
 ARMS: Mapping[str, tuple[str, ...]] = {
     "paper": ("--method", "paper"),
-    "contrast": (),
-    "contrast, 3 rounds": ("--rounds", "3"),
+    "contrast": ("--patience", "30"),
+    "contrast, 3 rounds": ("--patience", "30", "--rounds", "3"),
     "no gate at all": ("--method", "paper", "--gate-z", "0"),
 }
 CONTROLS = ("contrast, 3 rounds", "no gate at all")
@@ -167,8 +167,8 @@ def _simulate(folder: Path, number: int, out: Path) -> dict[str, Any]:
     full = out / "true.md"
     full.write_text(truth.guideline, encoding="utf-8")
     for name, arguments in {
-        "gated": (),
-        "gated, 3 rounds": ("--rounds", 3),
+        "gated": ARMS["contrast"],
+        "gated, 3 rounds": ARMS["contrast, 3 rounds"],
         "no gate at all": ARMS["no gate at all"],
     }.items():
         run = out / name.replace(" ", "-")
