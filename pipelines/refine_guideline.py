@@ -434,12 +434,14 @@ def _generator(plan: _Plan) -> tuple[str, str | None]:
 
 
 def _writer(plan: _Plan, scribe: Any) -> Writer:
-    from raters.critiques import open_embedder
+    from raters.critiques import Embedder, KeptEmbedder, open_embedder
     from raters.extractive import ExtractiveWriter
     from raters.writers import ModelWriter
 
     options = plan.options
-    embedder = open_embedder(options.embeddings, options.base_url)
+    embedder: Embedder = open_embedder(options.embeddings, options.base_url)
+    if options.embeddings != "tfidf":  # whose vectors depend on the texts beside
+        embedder = KeptEmbedder(embedder, plan.out / "embeddings.jsonl")
     if scribe is None:
         return ExtractiveWriter(embedder, options.gate_z, drafted_rules=1 if options.method == "contrast" else 10)
     return ModelWriter(scribe, embedder, options.instruction_traces, options.rubric_traces)

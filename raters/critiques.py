@@ -13,14 +13,16 @@ import binascii
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raters.journal import Journal, sha256_of
 from raters.models.openai import OpenAIModel, _error_text
 from raters.models.protocol import one_line
-from raters.records import ConfigError, DataError, ModelAccessError, ModelError, ModelRequestError
+from raters.records import ConfigError, DataError, ModelAccessError, ModelError, ModelRequestError, shown
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -279,6 +281,45 @@ def _unit_rows(
     rows = dict(zip(wanted, scaled / np.where(lengths > 0, lengths, 1.0), strict=True))
     nothing = np.zeros(found.shape[1])
     return np.array([rows.get(_sendable(text), nothing) for text in texts])
+
+
+@dataclass
+class KeptEmbedder:
+    """An embedder whose vectors are kept in a file, so that no session pays for a text again.
+
+    Attributes:
+        embedder: That is asked for texts which are not in the file. A text's vector may not depend on other texts.
+        path: The file.
+    """
+
+    embedder: Embedder
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The embedder's."""
+        return self.embedder.name
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Return (texts, width) vectors; see `Embedder`.
+
+        Raises:
+            DataError: If the file holds something else.
+        """
+        journal = Journal(self.path, prepare=lambda: self.path.parent.mkdir(parents=True, exist_ok=True))
+        known: dict[str, list[float]] = {}
+        for line_number, _, record in journal.recover():
+            if not isinstance(record.get("key"), str) or not isinstance(record.get("vector"), list):
+                raise DataError(f"{self.path} line {line_number}: {shown(record)} is no vector; remove the line")
+            known[record["key"]] = record["vector"]
+        keys = [sha256_of(f"{self.name}\0{text}") for text in texts]
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+        if missing:
+            vectors = self.embedder.embed(list(missing.values())).tolist()
+            journal.append([{"key": key, "vector": vector} for key, vector in zip(missing, vectors, strict=True)])
+            known |= dict(zip(missing, vectors, strict=True))
+            journal.close()
+        return np.array([known[key] for key in keys], np.float64)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import math
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +21,16 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import silhouette_samples
 
-from raters.critiques import BATCH, Clusters, Embedder, OpenAIEmbedder, cluster, open_embedder, representatives
+from raters.critiques import (
+    BATCH,
+    Clusters,
+    Embedder,
+    KeptEmbedder,
+    OpenAIEmbedder,
+    cluster,
+    open_embedder,
+    representatives,
+)
 from raters.records import ConfigError, DataError, ModelAccessError, ModelError, ModelRequestError
 
 # --- tf-idf --------------------------------------------------------------------------------------------------
@@ -366,6 +376,29 @@ def test_texts_go_in_batches_once_each_and_blank_ones_not_at_all() -> None:
     np.testing.assert_allclose(rows[0], unit("text 0"))
     np.testing.assert_array_equal(rows[: len(texts)], rows[len(texts) + 2 :])
     assert not rows[len(texts) : len(texts) + 2].any()
+
+
+def test_kept_vectors_are_not_asked_for_again(tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    class Counting:
+        name = "counting"
+
+        def embed(self, texts: Sequence[str]) -> NDArray[np.float64]:
+            asked.append(list(texts))
+            return np.array([[float(len(text)), 0.5] for text in texts])
+
+    path = tmp_path / "embeddings.jsonl"
+    first = KeptEmbedder(Counting(), path).embed(["a", "bbb", "a"])
+    assert first.tolist() == [[1.0, 0.5], [3.0, 0.5], [1.0, 0.5]]
+    with path.open("ab") as file:
+        file.write(b'{"key": "torn')  # as a crash leaves it
+    again = KeptEmbedder(Counting(), path).embed(["bbb", "cc", "a"])
+    assert again.tolist() == [[3.0, 0.5], [2.0, 0.5], [1.0, 0.5]]
+    assert asked == [["a", "bbb"], ["cc"]]
+    path.write_text('{"key": 7}\n')
+    with pytest.raises(DataError, match="line 1"):
+        KeptEmbedder(Counting(), path).embed(["a"])
 
 
 def test_nothing_is_sent_for_nothing() -> None:

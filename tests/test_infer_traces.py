@@ -179,7 +179,7 @@ FIELDS = (
 def test_files(finished: Finished) -> None:
     assert {path.name for path in finished.folder.iterdir()} == {
         "candidates.jsonl", "traces.jsonl", "unmatched.jsonl", "summary.json", "utilisation.svg", "split.json",
-        "observations.json", "manifest.json", ".lock",
+        "observations.json", "rater.yaml", "manifest.json", ".lock",
     }  # fmt: skip
     for path in finished.folder.glob("*.json"):
         strict(path)
