@@ -46,7 +46,10 @@ class Embedder(Protocol):
         name: As records name it: the spec it was opened with.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """For records."""
+        ...
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Return (texts, width) vectors of unit length; all zero for a text that is blank or has no known word.
