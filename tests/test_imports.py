@@ -14,7 +14,7 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 HEAVY = frozenset("torch transformers peft trl datasets openai vllm ray matplotlib".split())
 SHARED_BY_STAGES = frozenset(
-    f"pipelines{name}" for name in ("", ".options", ".command", ".screen", ".session", ".refinement")
+    f"pipelines{name}" for name in ("", ".options", ".command", ".screen", ".session", ".refinement", ".finetuning")
 )
 
 LAYERS = (
