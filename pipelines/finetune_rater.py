@@ -171,7 +171,7 @@ def _run(plan: Plan, folder: RunFolder | None, began: float) -> dict[str, Any] |
     )
     start = None if options.adapter is None else Path(options.adapter)
     session = Session(settings, plan.spec(), plan.dev, say)
-    tuner = Tuner(session, plan.loaded, start)
+    tuner = Tuner(session, plan.take_base(), start)
     seeds = range(options.seed, options.seed + options.seeds)
     results: dict[int, dict[str, Any]] = {}
     with _StoppedBySignals(session):

@@ -32,7 +32,7 @@ class Plan:
     run: TraceRun
     question: Question
     dev: DevSplit
-    loaded: LoadedModel
+    base: list[LoadedModel]
     dtype: str
     chat_template: str | None
     ordinal: OrdinalTerm | None
@@ -41,6 +41,10 @@ class Plan:
     sample: list[int]
     remarks: tuple[str, ...]
     out: Path
+
+    def take_base(self) -> LoadedModel:
+        """Hand over the base that examples were made with; nobody else keeps its memory."""
+        return self.base.pop()
 
     def describe(self) -> str:
         dimension, options = self.run.dimension, self.options
@@ -165,7 +169,7 @@ def read_inputs(options: FinetuneRaterOptions) -> Plan:
         run=run,
         question=question,
         dev=dev,
-        loaded=loaded,
+        base=[loaded],
         dtype=dtype,
         chat_template=chat_template,
         ordinal=ordinal,

@@ -106,7 +106,7 @@ class Tuner:
         if not (watcher.selection.exhausted or self.session.stopping):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         watcher.close()
-        if self.session.stopping:
+        if self.session.stops_together():
             return None
         best = watcher.selection.best_step
         found = watcher.result()
@@ -176,10 +176,8 @@ class Tuner:
             "processing_class": loaded.tokenizer,
             "peft_config": lora if fresh else None,
         }
-        if phase.name == "sft":
-            trainer = sft_trainer(settings.ordinal, plan.batch, **common)
-        else:
-            trainer = dpo_trainer(**common)
+        is_sft = phase.name == "sft"
+        trainer = sft_trainer(settings.ordinal, plan.batch, **common) if is_sft else dpo_trainer(**common)
         for callback in list(trainer.callback_handler.callbacks):
             if type(callback).__name__ == "PrinterCallback":
                 trainer.remove_callback(callback)

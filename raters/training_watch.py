@@ -51,6 +51,11 @@ class Session:
         if self.rater is not None:
             self.rater.stop()
 
+    def stops_together(self) -> bool:
+        """Return, on all processes, whether the first one is to stop: a signal reaches them at different steps."""
+        self.stopping = bool(from_main([self.stopping])[0])
+        return self.stopping
+
 
 class Watcher:
     """Follows one phase: metrics of every step, ratings of checkpoints, and whether to go on."""
@@ -61,7 +66,9 @@ class Watcher:
         self._session, self._phase, self._folder, self._trainer = session, phase, folder, trainer
         self._loaded, self._order = loaded, order
         self._journal = Journal(folder / METRICS, prepare=lambda: folder.mkdir(parents=True, exist_ok=True))
-        known = [record for _, _, record in self._journal.recover() if record["phase"] == phase.name]
+        # One process alone reads what it writes.
+        lines = [record for _, _, record in self._journal.recover()] if is_main() else []
+        known = [record for record in from_main([lines])[0] if record["phase"] == phase.name]
         self._dev = {record["step"]: record["dev"] for record in known if "dev" in record}
         self._losses = {record["step"]: record["loss"] for record in known if "loss" in record}
         self.selection: Selection = replayed(phase.plan.patience, known)
@@ -172,11 +179,13 @@ class Watcher:
         if self._trainer.is_fsdp_enabled and checkpoint is not None:
             return HFModel(trainable_name(self._session.settings.base), adapter=checkpoint, batch_size=batch)
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
-        model.to(self._trainer.args.device).eval()
+        if not self._session.settings.four_bit:  # those lie where they were loaded
+            model.to(self._trainer.args.device)
+        model.eval()
         return HFModel.of(replace(self._loaded, model=model), batch_size=batch)
 
     def _end_if_due(self, control: Any) -> None:
-        if self.selection.exhausted or self._session.stopping:
+        if self._session.stops_together() or self.selection.exhausted:
             self._ended = control.should_training_stop = True
 
     def _checkpoint(self, step: int) -> Path:
