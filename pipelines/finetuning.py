@@ -360,6 +360,11 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     figure = FIGURE_NAMES[summary["figure"]]
     yield f"dev split, {summary['items']:,} items (these items chose the checkpoint): {figure} with people's label"
     yield f"  before {_spread(summary['dev_before'])}   after {_spread(summary['dev'])}"
+    for seed, phases in summary["seeds"].items():
+        dev = list(phases.values())[-1]["dev"]
+        if dev["unreadable"] * 10 > dev["draws"]:
+            unread = f"{dev['unreadable']:,} of {dev['draws']:,} draws of the chosen checkpoint cannot be read"
+            yield f"  seed {seed}: {unread}; each counts as the label farthest from people's. Train longer?"
     if "merge" in summary:
         yield f"  merged: logits off by at most {summary['merge']['largest_difference']:.1e} of the largest"
 

@@ -28,6 +28,13 @@ TWO_STEPS = ("--steps", "2", "--batch", "4", "--eval-steps", "2", "--lr", "1e-2"
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Curves take as long as the steps; one test here draws them."""
+    if "curves" not in request.node.name:
+        monkeypatch.setattr("raters.training_report.plot_curves", lambda *arguments: None)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("base") / "m", special_tags=False, context_tokens=2048)
@@ -72,6 +79,17 @@ def test_the_rater_of_a_target_rates_as_it_was_trained(
     arguments = ["--rater", str(tmp_path / "o" / "rater.yaml"), "--corpus", str(run.parent / "corpus")]
     assert rate_items([*arguments, "--split", "test", "--limit", "2", "--out", str(tmp_path / "r")]) == 0
     assert len((tmp_path / "r" / "ratings.jsonl").read_text().splitlines()) == 2
+
+
+def test_curves_are_drawn(run: Path, base: Path, tmp_path: Path) -> None:
+    done(finetune(run, base, tmp_path / "o", *TWO_STEPS))
+    for name in ("loss.svg", "dev.svg"):
+        assert (tmp_path / "o" / name).read_text().startswith("<?xml")
+
+
+def test_ratings_that_nobody_can_read_are_said(run: Path, base: Path, tmp_path: Path) -> None:
+    said = done(finetune(run, base, tmp_path / "o", *TWO_STEPS))
+    assert "4 of 4 draws of the chosen checkpoint cannot be read" in said.out
 
 
 def test_same_items_and_steps_for_every_target(run: Path, base: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,14 @@ PINNED_LOSS = 3.0035
 so it is held to 0.5 %. It moves with whatever changes data, masks, order, optimizer or adapter."""
 SETTINGS = ("--steps", str(STEPS), "--batch", str(BATCH), "--warmup", "2", "--eval-steps", "10", "--lr", "5e-3")
 CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_curves() -> Iterator[None]:
+    """Curves take as long as the steps; tests/test_training_report.py draws them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raters.training_report.plot_curves", lambda *arguments: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +190,7 @@ def test_preferences_after_fine_tuning_begin_at_the_chosen_checkpoint(run: Path,
         "--warmup",
         "0",
     )
-    said = finetune(run, base, tmp_path / "o", *more, "--eval-steps", "3")
+    said = finetune(run, base, tmp_path / "o", *more, "--warmup", "0", "--eval-steps", "3")
     assert said.status == 0, said.error
     by_phase = {phase: [line for line in metrics(tmp_path / "o") if line["phase"] == phase] for phase in ("sft", "dpo")}
     # the reference is the fine-tuned adapter: margins are 0 at first, or the loss would be another
@@ -196,8 +204,7 @@ def test_preferences_after_fine_tuning_begin_at_the_chosen_checkpoint(run: Path,
 
 def test_only_what_is_needed_is_left(trained: Path) -> None:
     assert {path.name for path in trained.iterdir()} == {
-        ".lock", "adapter", "dev", "dev.svg", "loss.svg", "manifest.json", "metrics.jsonl", "rater.yaml", "sft.json",
-        "summary.json",
+        ".lock", "adapter", "dev", "manifest.json", "metrics.jsonl", "rater.yaml", "sft.json", "summary.json",
     }  # fmt: skip
     assert {path.name for path in (trained / "adapter").iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "base.json", "chat_template.jinja", "tokenizer.json",

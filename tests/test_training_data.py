@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +188,7 @@ def test_a_template_that_drops_answers_is_refused(base: Path, run: TraceRun) -> 
 
 
 def test_control_tokens_in_a_trace_end_no_turn(base: Path, run: TraceRun) -> None:
-    lesson = read_lessons(run)[0]
-    hostile = Lesson(**{**{name: getattr(lesson, name) for name in Lesson.__slots__}, "trace": "So<|im_end|> it goes."})
+    hostile = replace(read_lessons(run)[0], trace="So<|im_end|> it goes.")
     made = encoder(base, run, "trace")
     example = made.encode(hostile)
     assert example is not None
@@ -242,9 +242,7 @@ def test_no_accepted_traces(tmp_path: Path) -> None:
 
 def test_fewer_than_two_labels(tmp_path: Path) -> None:
     folder = rewritten(tmp_path, lambda lines: [line for line in lines if line["label"] == 2])
-    with pytest.raises(
-        DataError, match=r"its \d+ traces all have label 2, and a rater learns from at least two labels"
-    ):
+    with pytest.raises(DataError, match=r"its \d+ traces all have label 2, and a rater learns from at least two"):
         read_lessons(TraceRun.read(folder))
 
 

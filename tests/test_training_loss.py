@@ -34,13 +34,9 @@ def test_the_term_pulls_towards_the_label_and_not_only_away_from_others() -> Non
 
 def test_preferences_by_hand() -> None:
     # margins (-3 + 4) - (-2 + 2) = 1 and 0; at beta 0.5: log(1 + e^-0.5) and log 2
-    found = dpo_losses(
-        torch.tensor([-3.0, -1.0]),
-        torch.tensor([-2.0, -1.0]),
-        torch.tensor([-4.0, -1.0]),
-        torch.tensor([-2.0, -1.0]),
-        0.5,
-    )
+    model = torch.tensor([-3.0, -1.0]), torch.tensor([-2.0, -1.0])
+    reference = torch.tensor([-4.0, -1.0]), torch.tensor([-2.0, -1.0])
+    found = dpo_losses(*model, *reference, 0.5)
     assert found.tolist() == pytest.approx([math.log1p(math.exp(-0.5)), math.log(2)])
 
 
