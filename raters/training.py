@@ -20,7 +20,7 @@ from raters.journal import write_atomically
 from raters.models.generation import LoadedModel
 from raters.training_loss import dpo_trainer, sft_trainer
 from raters.training_models import fingerprint_of, load_base, save_adapter, with_adapter
-from raters.training_phases import Phase
+from raters.training_phases import Phase, TrainingSettings
 from raters.training_plan import data_order, micro_batches
 from raters.training_processes import QuietTraining, free_memory, is_main, num_processes, wait
 from raters.training_watch import METRICS, Session, Watcher, cut_metrics, latest, remove_torn, step_of
@@ -98,7 +98,7 @@ class Tuner:
         fingerprint = fingerprint_of(loaded)
         if adapter is not None:
             loaded = with_adapter(loaded, adapter)
-        trainer, order = self._trainer(phase, checkpoints, seed, loaded, fresh=adapter is None)
+        trainer, order = build_trainer(self.session.settings, phase, checkpoints, seed, loaded, fresh=adapter is None)
         watcher = Watcher(self.session, phase, folder, trainer, loaded, order)
         trainer.add_callback(watcher.as_callback())
         if begun == 0:
@@ -119,66 +119,77 @@ class Tuner:
         free_memory()
         return found
 
-    def _trainer(
-        self, phase: Phase, checkpoints: Path, seed: int, loaded: LoadedModel, *, fresh: bool
-    ) -> tuple[Any, Any]:
-        import datasets
-        import peft
-        import torch
-        import trl
 
-        settings, plan = self.session.settings, phase.plan
-        size, times = micro_batches(plan.batch, num_processes(), settings.micro_batch)
-        order = data_order(plan, seed)
-        library: Any = trl
-        kind = library.SFTConfig if phase.name == "sft" else library.DPOConfig
-        more = {} if phase.name == "sft" else {"beta": settings.beta}
-        arguments = kind(
-            output_dir=str(checkpoints),
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=times,
-            max_steps=plan.steps,
-            learning_rate=phase.lr,
-            weight_decay=settings.weight_decay,
-            warmup_steps=plan.warmup,
-            lr_scheduler_type=settings.lr_schedule,
-            max_grad_norm=settings.max_grad_norm,
-            optim="adamw_torch",
-            train_sampling_strategy="sequential",
-            remove_unused_columns=False,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=seed,
-            data_seed=seed,
-            bf16=settings.dtype == "bfloat16",
-            gradient_checkpointing=settings.gradient_checkpointing,
-            max_length=None,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available(),
-            ddp_find_unused_parameters=False,
-            ddp_timeout=_DDP_TIMEOUT_SECONDS,
-            **more,
-        )
-        lora = peft.LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
-        common = {
-            "model": loaded.model,
-            "args": arguments,
-            "train_dataset": datasets.Dataset.from_list([dict(row) for row in phase.rows]).select(order),
-            "processing_class": loaded.tokenizer,
-            "peft_config": lora if fresh else None,
-        }
-        is_sft = phase.name == "sft"
-        trainer = sft_trainer(settings.ordinal, plan.batch, **common) if is_sft else dpo_trainer(**common)
-        for callback in list(trainer.callback_handler.callbacks):
-            if type(callback).__name__ == "PrinterCallback":
-                trainer.remove_callback(callback)
-        return trainer, order
+def build_trainer(
+    settings: TrainingSettings, phase: Phase, checkpoints: Path, seed: int, loaded: LoadedModel, *, fresh: bool = True
+) -> tuple[Any, Any]:
+    """Return TRL's trainer for a phase, and the order of its examples (see `training_plan.data_order`).
+
+    Args:
+        settings: How is trained.
+        phase: What.
+        checkpoints: Where checkpoints go.
+        seed: Of fresh weights and of the order.
+        loaded: The base, under its adapter if it has one already.
+        fresh: True to put a fresh adapter on it.
+    """
+    import datasets
+    import peft
+    import torch
+    import trl
+
+    plan = phase.plan
+    size, times = micro_batches(plan.batch, num_processes(), settings.micro_batch)
+    order = data_order(plan, seed)
+    library: Any = trl
+    kind = library.SFTConfig if phase.name == "sft" else library.DPOConfig
+    more = {} if phase.name == "sft" else {"beta": settings.beta}
+    arguments = kind(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=times,
+        max_steps=plan.steps,
+        learning_rate=phase.lr,
+        weight_decay=settings.weight_decay,
+        warmup_steps=plan.warmup,
+        lr_scheduler_type=settings.lr_schedule,
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch",
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+        data_seed=seed,
+        bf16=settings.dtype == "bfloat16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        max_length=None,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        ddp_timeout=_DDP_TIMEOUT_SECONDS,
+        **more,
+    )
+    lora = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    common = {
+        "model": loaded.model,
+        "args": arguments,
+        "train_dataset": datasets.Dataset.from_list([dict(row) for row in phase.rows]).select(order),
+        "processing_class": loaded.tokenizer,
+        "peft_config": lora if fresh else None,
+    }
+    is_sft = phase.name == "sft"
+    trainer = sft_trainer(settings.ordinal, plan.batch, **common) if is_sft else dpo_trainer(**common)
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ == "PrinterCallback":
+            trainer.remove_callback(callback)
+    return trainer, order

@@ -134,6 +134,7 @@ def sft_trainer(ordinal: OrdinalTerm | None, batch: int, **options: Any) -> Any:
         **options: Of `trl.SFTTrainer`.
     """
     import trl
+    from torch.nn.functional import cross_entropy
 
     library: Any = trl
 
@@ -146,7 +147,7 @@ def sft_trainer(ordinal: OrdinalTerm | None, batch: int, **options: Any) -> Any:
             """Return the loss of a micro-batch as its share of the step's."""
             own = {name: inputs.pop(name) for name in OWN_KEYS if name in inputs}
             if ordinal is None:
-                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+                return self._likelihood(model, inputs, num_items_in_batch)
             inner = self.accelerator.unwrap_model(model)
             inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
             seen: list[Any] = []
@@ -155,7 +156,7 @@ def sft_trainer(ordinal: OrdinalTerm | None, batch: int, **options: Any) -> Any:
                 lambda module, given, output: seen.append(output.last_hidden_state)
             )
             try:
-                loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+                loss = self._likelihood(model, inputs, num_items_in_batch)
             finally:
                 hook.remove()
             rows = own["verdict_at"].new_tensor(range(len(own["verdict_at"])))
@@ -165,8 +166,29 @@ def sft_trainer(ordinal: OrdinalTerm | None, batch: int, **options: Any) -> Any:
             errors = squared_errors(logits, own["verdict"], ordinal.values)
             # The step's loss is the sum of its micro-batches', and DDP takes the mean over processes.
             share = errors.mean() if num_items_in_batch is None else errors.sum() / batch * self.args.world_size
-            term = ordinal.weight * share
-            return (loss[0] + term, loss[1]) if return_outputs else loss + term
+            return loss + ordinal.weight * share
+
+        def _likelihood(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Any:
+            """Return the negative log-likelihood of a micro-batch as its share of the step's."""
+            if inputs["input_ids"].device.type != "cpu":
+                return super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            # TRL scores every position in tiles, which pays on a GPU; here only what is learned gets logits.
+            labels = inputs["labels"]
+            first = int((labels != -100).any(0).nonzero()[0])
+            wanted = labels[:, first:]
+            kept = wanted.shape[1] + 1  # the position before the first learned token predicts it
+            inner = self.accelerator.unwrap_model(model)
+            can_leave_out = getattr(inner, "_supports_logits_to_keep", lambda: False)()
+            logits = model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                use_cache=False,
+                **({"logits_to_keep": kept} if can_leave_out else {}),
+            ).logits[:, -kept:-1]
+            total = cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="sum")
+            if num_items_in_batch is None:
+                return total / (wanted != -100).sum()
+            return total / num_items_in_batch * self.args.world_size
 
         def create_model_card(self, *arguments: Any, **named: Any) -> None:
             """Write no model card: a checkpoint is not for others."""

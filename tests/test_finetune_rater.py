@@ -184,12 +184,10 @@ def test_the_original_guideline_in_the_prompt_of_traces_under_a_refined_one(base
 
 def test_an_adapter_to_begin_with(run: Path, base: Path, tmp_path: Path) -> None:
     done(finetune(run, base, tmp_path / "first", *TWO_STEPS))
-    more = (*TWO_STEPS, "--adapter", str(tmp_path / "first" / "adapter"), "--seed", "3")
-    done(finetune(run, base, tmp_path / "second", *more, "--method", "dpo"))
-    fresh = (*TWO_STEPS, "--seed", "3")
-    done(finetune(run, base, tmp_path / "third", *more))
-    done(finetune(run, base, tmp_path / "fresh", *fresh))
-    assert losses(tmp_path / "third")[0] < losses(tmp_path / "fresh")[0]
+    more = (*TWO_STEPS, "--adapter", str(tmp_path / "first" / "adapter"))
+    done(finetune(run, base, tmp_path / "second", *more))
+    # the same examples in the same order, by an adapter that has seen them
+    assert losses(tmp_path / "second")[0] < losses(tmp_path / "first")[0]
 
 
 @pytest.mark.parametrize("scale", [NOMINAL, ORDINAL_5], ids=["nominal", "ordinal"])
@@ -220,7 +218,6 @@ def test_another_command_in_the_same_folder_is_refused(run: Path, base: Path, tm
     said = finetune(run, base, tmp_path / "o", *TWO_STEPS, "--target", "label")
     assert said.status == 2
     assert "target was" in said.error
-    done(finetune(run, base, tmp_path / "o", *TWO_STEPS, "--target", "label", "--new"))
 
 
 def refused(run: Path, base: Path | str, tmp_path: Path, *more: str) -> str:
@@ -349,8 +346,7 @@ def test_numbers_without_end_are_learned_too(base: Path, tmp_path: Path) -> None
     """An interval scale lists no labels: its values are learned as they are written."""
     labels = [0.0, 50.0, 100.0]
     folder = write_trace_run(tmp_path / "run", {**INTERVAL, "labels": labels})
-    done(finetune(folder, base, tmp_path / "o", *TWO_STEPS))
-    done(finetune(folder, base, tmp_path / "l", *TWO_STEPS, "--target", "label"))
+    done(finetune(folder, base, tmp_path / "o", *TWO_STEPS, "--target", "label"))
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def plain_loop(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        found.append(float(loss))
+        found.append(loss.item())
     return found
 
 
@@ -120,6 +120,7 @@ def test_micro_batches_make_no_difference(run: Path, base: Path, trained: Path, 
     assert losses(tmp_path / "o") == pytest.approx(losses(trained), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_checkpointed_gradients_make_no_difference(run: Path, base: Path, trained: Path, tmp_path: Path) -> None:
     said = finetune(run, base, tmp_path / "o", *SETTINGS, "--gradient-checkpointing")
     assert said.status == 0, said.error
