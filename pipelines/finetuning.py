@@ -129,8 +129,9 @@ def read_inputs(options: FinetuneRaterOptions) -> Plan:
     from raters.model_selection import DevSplit
     from raters.runs import run_name
     from raters.trace_runs import TraceRun
-    from raters.training_data import Encoder, encode_lessons, encode_pairs, question_for, read_lessons
+    from raters.training_data import Encoder, encode_lessons, question_for, read_lessons
     from raters.training_models import load_base, resolved_dtype, trainable_name
+    from raters.training_pairs import encode_pairs
 
     if options.traces is None:
         raise ConfigError("--traces: missing; give the folder of a finished run of infer_traces")

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raters.training_data import Example, Pair
+from raters.training_data import Example
 from raters.training_loss import OrdinalTerm
+from raters.training_pairs import Pair
 from raters.training_plan import Schedule
 
 PhaseName = Literal["sft", "dpo"]

@@ -15,7 +15,7 @@ from raters.rater_files import RaterSpec
 from raters.rating import RatingSheet
 from raters.records import DataError
 from raters.trace_runs import TraceRun
-from tests.small_corpora import ScriptedModel, rating
+from tests.small_corpora import NOMINAL, ScriptedModel, rating
 from tests.small_training import WORDS, write_trace_run
 
 
@@ -154,3 +154,20 @@ def test_an_empty_dev_split(tmp_path: Path) -> None:
 def test_a_dev_split_of_one_label(run: TraceRun) -> None:
     with pytest.raises(DataError, match=r"dev split: its 1 labelled items all have quality \d, so that no checkpoint"):
         DevSplit.of(run, 1)
+
+
+def test_probable_labels_without_quantities_are_held_against_labels(tmp_path: Path) -> None:
+    """Of two labels the first is 1 and the second 0, as `dev_gate.quantities` has it."""
+    from dataclasses import replace
+
+    run = TraceRun.read(write_trace_run(tmp_path, NOMINAL))
+    dev = DevSplit.of(run, None)
+    spec = replace(rater(run), reasoning=False)
+    sheet = RatingSheet.empty(run.corpus, spec, dev.items, 1)
+    sheet.numbers[:] = 0
+    sheet.probabilities[:, 0, 0] = 0.2 + 0.6 * dev.labels.gold  # most probable is the person's label
+    sheet.probabilities[:, 0, 1] = 1 - sheet.probabilities[:, 0, 0]
+    sheet.with_probabilities = sheet.numbers.size
+    assert dev.figure(sheet) == pytest.approx(1)
+    sheet.probabilities[:] = sheet.probabilities[:, :, ::-1].copy()
+    assert dev.figure(sheet) == pytest.approx(-1)

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from raters.trace_runs import TraceRun
-from raters.training_data import Encoder, Example, encode_lessons, encode_pairs, question_for, read_lessons
+from raters.training_data import Encoder, Example, encode_lessons, question_for, read_lessons
 from raters.training_loss import TextCollator
 from raters.training_models import load_base
+from raters.training_pairs import encode_pairs
 from raters.training_plan import Schedule, data_order
 from tests.small_training import finetune, losses, metrics, write_trace_run
 from tests.tiny_models import make_model
@@ -277,3 +278,42 @@ def test_a_stopped_run_says_how_to_go_on(run: Path, base: Path, tmp_path: Path) 
     again = finetune(run, base, tmp_path / "o", *SETTINGS)
     assert again.status == 0, again.error
     assert len(losses(tmp_path / "o")) == STEPS
+
+
+def test_preferences_go_on_after_a_stop_against_the_same_reference(run: Path, base: Path, tmp_path: Path) -> None:
+    """The reference is the fine-tuned adapter, and lies in no file of its own until a checkpoint has it."""
+    import threading
+
+    more = (
+        "--method",
+        "sft+dpo",
+        "--steps",
+        "2",
+        "--dpo-epochs",
+        "2",
+        "--batch",
+        "4",
+        "--lr",
+        "1e-2",
+        "--patience",
+        "99",
+    )
+    more += ("--dpo-lr", "1e-2", "--eval-steps", "40")
+    assert finetune(run, base, tmp_path / "whole", *more).status == 0
+    path = tmp_path / "stopped" / "metrics.jsonl"
+
+    def press_ctrl_c() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (path.exists() and '"dpo", "step": 5' in path.read_text()):
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press_ctrl_c)
+    presser.start()
+    said = finetune(run, base, tmp_path / "stopped", *more)
+    presser.join()
+    assert said.status == 130
+    said = finetune(run, base, tmp_path / "stopped", *more)
+    assert said.status == 0, said.error
+    assert "dpo, seed 0: going on from step" in said.log
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")

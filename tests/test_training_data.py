@@ -18,15 +18,13 @@ from raters.training_data import (
     Lesson,
     Target,
     encode_lessons,
-    encode_pairs,
     label_tokens,
     numbers_of,
-    pair_weights,
     question_for,
     read_lessons,
-    rejected_draws,
 )
 from raters.training_models import load_base
+from raters.training_pairs import encode_pairs, pair_weights, rejected_draws
 from tests.small_corpora import ORDINAL_5, dimension_of
 from tests.small_training import write_pair_run, write_trace_run
 from tests.tiny_models import CHAT_TEMPLATE, THINKING_TEMPLATE, make_model
