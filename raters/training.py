@@ -18,6 +18,7 @@ from typing import Any
 
 from raters.journal import write_atomically
 from raters.models.generation import LoadedModel
+from raters.records import ModelError
 from raters.training_loss import dpo_trainer, sft_trainer
 from raters.training_models import fingerprint_of, load_base, save_adapter, with_adapter
 from raters.training_phases import Phase, TrainingSettings
@@ -78,6 +79,8 @@ class Tuner:
         return results
 
     def _phase(self, phase: Phase, folder: Path, seed: int, adapter: Path | None) -> dict[str, Any] | None:
+        import torch
+
         checkpoints = folder / "checkpoints" / phase.name
         if is_main():
             remove_torn(checkpoints)
@@ -104,7 +107,13 @@ class Tuner:
         if begun == 0:
             watcher.rate(0, None)
         if not (watcher.selection.exhausted or self.session.stopping):
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
+            try:
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
+            except torch.OutOfMemoryError as error:
+                raise ModelError(
+                    f"{phase.name}: GPU memory does not hold a step; lower --micro-batch or --rating-batch, or give "
+                    "--gradient-checkpointing or --load-4bit"
+                ) from error
         watcher.close()
         if self.session.stops_together():
             return None

@@ -6,6 +6,7 @@ short is finished by the same weights.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ from raters.model_selection import DevRater, DevSplit, Selection, replayed
 from raters.models.generation import LoadedModel
 from raters.models.hf import HFModel
 from raters.rater_files import RaterSpec
+from raters.records import ModelError
 from raters.training_models import trainable_name
 from raters.training_phases import Phase, TrainingSettings
 from raters.training_plan import ids_of_step
@@ -110,7 +112,14 @@ class Watcher:
 
     def note(self, step: int, logs: Mapping[str, Any]) -> None:
         """Write a step's line of metrics.jsonl."""
-        if self._ended or "loss" not in logs or not is_main():
+        if self._ended or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise ModelError(
+                f"{self._phase.name} step {step}: the loss is {logs['loss']}; give a lower learning rate, or a longer "
+                "warm-up"
+            )
+        if not is_main():
             return
         plan, ids = self._phase.plan, self._phase.ids
         places = self._order[(step - 1) * plan.batch : step * plan.batch].tolist()
@@ -121,7 +130,7 @@ class Watcher:
             "step": step,
             "loss": logs["loss"],
             "lr": logs["learning_rate"],
-            "grad_norm": logs.get("grad_norm"),
+            "grad_norm": grad_norm if math.isfinite(grad_norm := logs.get("grad_norm", math.nan)) else None,
             "tokens": sum(all_of_it for all_of_it, _ in lengths),
             "learned_tokens": sum(learned for _, learned in lengths),
             **{name: logs[name] for name in ("mean_token_accuracy", "preferred") if name in logs},

@@ -330,6 +330,12 @@ def test_an_adapter_that_was_exchanged(run: Path, base: Path, tmp_path: Path) ->
         read_rater(tmp_path / "moved" / "rater.yaml")
 
 
+def test_a_loss_that_is_no_number_ends_in_one_line(run: Path, base: Path, tmp_path: Path) -> None:
+    said = finetune(run, base, tmp_path / "o", "--steps", "6", "--batch", "4", "--lr", "1e30", "--eval-steps", "6")
+    assert said.status == 1
+    assert "the loss is nan; give a lower learning rate" in said.error
+
+
 def test_too_long_traces_are_reported(run: Path, base: Path, tmp_path: Path) -> None:
     from tests.test_training import examples_of
 
