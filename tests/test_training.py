@@ -115,6 +115,7 @@ def test_the_pinned_loss(trained: Path) -> None:
     assert losses(trained)[-1] == pytest.approx(PINNED_LOSS, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_micro_batches_make_no_difference(run: Path, base: Path, trained: Path, tmp_path: Path) -> None:
     """A step's loss is the mean over its tokens, however it is cut."""
     assert finetune(run, base, tmp_path / "o", *SETTINGS, "--micro-batch", "1").status == 0
@@ -280,6 +281,7 @@ def test_a_stopped_run_says_how_to_go_on(run: Path, base: Path, tmp_path: Path) 
     assert len(losses(tmp_path / "o")) == STEPS
 
 
+@pytest.mark.slow
 def test_preferences_go_on_after_a_stop_against_the_same_reference(run: Path, base: Path, tmp_path: Path) -> None:
     """The reference is the fine-tuned adapter, and lies in no file of its own until a checkpoint has it."""
     import threading
