@@ -59,8 +59,8 @@ def said(draws: RaterDraws, scale: AnyScale) -> NDArray[np.float64]:
     """Return (items,) what the draws of each item say together, for the choice figure; nan if nothing is readable."""
     if choice_figure(scale) == "cohen_kappa":
         return draws.verdicts(scale)
-    if draws.quantities is not None and isinstance(scale, OrdinalScale | IntervalScale):
-        return draws.quantities  # label probabilities say more than verdicts
+    if draws.quantities is not None:  # an expected value; on a scale without quantities the number of a label
+        return draws.quantities if isinstance(scale, OrdinalScale) else quantities(draws.quantities, scale)
     placed = quantities(draws.numbers, scale)
     readable = np.isfinite(placed)
     counts = readable.sum(axis=1)

@@ -8,6 +8,7 @@ hashes of their texts, so that agreement on them can be refused later.
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -80,6 +81,7 @@ class RaterSpec:
         seed: Of its draws.
         seen: Items that its making has seen.
         certificate: What was measured of it; None before that.
+        adapter_sha256: Hash of the adapter's weights, if it was made with this rater; wherever they lie, they are it.
     """
 
     model: str
@@ -92,6 +94,7 @@ class RaterSpec:
     seed: int = 0
     seen: SeenItems = field(default_factory=lambda: SeenItems.none())
     certificate: Mapping[str, Any] | None = None
+    adapter_sha256: str | None = None
 
     @property
     def dimension(self) -> Dimension:
@@ -112,6 +115,8 @@ class RaterSpec:
             record.pop(name, None)
         record["sampling"] = {**record["sampling"], "draws": None, "aggregate": None}
         record["prompt"] = record["prompt"]["text"]
+        if self.adapter_sha256 is not None:
+            record["adapter"] = None
         return sha256_of(yaml.safe_dump(record, sort_keys=True))
 
     def certified(self, certificate: Mapping[str, Any]) -> RaterSpec:
@@ -139,7 +144,11 @@ class RaterSpec:
                 "reasoning": self.reasoning,
                 "seed": self.seed,
             },
-            "hashes": {"guideline": dimension.guideline_sha256, "prompt": prompt.sha256},
+            "hashes": {
+                "guideline": dimension.guideline_sha256,
+                "prompt": prompt.sha256,
+                **({} if self.adapter_sha256 is None else {"adapter": self.adapter_sha256}),
+            },
             "seen": {"items": len(self.seen.hashes), "hashes": base64.b64encode(self.seen.hashes.tobytes()).decode()},
             "certificate": None if self.certificate is None else dict(self.certificate),
         }
@@ -211,6 +220,7 @@ class _SamplingEntry(_Strict):
 class _HashesEntry(_Strict):
     guideline: StrictStr
     prompt: StrictStr
+    adapter: StrictStr | None = None
 
 
 class _SeenEntry(_Strict):
@@ -281,7 +291,8 @@ def read_rater(path: Path) -> RaterSpec:
     spec = RaterSpec(
         model=file.model,
         question=question,
-        adapter=_beside(path, file.adapter),
+        adapter=_adapter(path, file),
+        adapter_sha256=file.hashes.adapter,
         settings=SamplingSettings(sampling.temperature, sampling.top_p, sampling.max_tokens),
         draws=sampling.draws,
         aggregate=sampling.aggregate,
@@ -297,6 +308,37 @@ def read_rater(path: Path) -> RaterSpec:
             "change, or set certificate: null"
         )
     return spec
+
+
+def adapter_sha256(folder: Path) -> str:
+    """Return the hash of an adapter's weights.
+
+    Raises:
+        DataError: If they cannot be read.
+    """
+    path = folder / "adapter_model.safetensors"
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); give the adapter's folder as it was made"
+        ) from error
+
+
+def _adapter(path: Path, file: _RaterFile) -> str | None:
+    """Return the folder of a rater's adapter.
+
+    Raises:
+        DataError: If its weights are not those that the file was written with.
+    """
+    adapter, then = _beside(path, file.adapter), file.hashes.adapter
+    if adapter is not None and then is not None and (now := adapter_sha256(Path(adapter))) != then:
+        raise DataError(
+            f"{path}: adapter {adapter} is not the one the file was written with (sha256 {now[:12]}…, not "
+            f"{then[:12]}…); give that one"
+        )
+    return adapter
 
 
 def _beside(path: Path, adapter: str | None) -> str | None:

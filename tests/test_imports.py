@@ -16,7 +16,7 @@ HEAVY = frozenset(
     "torch transformers peft trl datasets openai vllm ray matplotlib sklearn sentence_transformers".split()
 )
 SHARED_BY_STAGES = frozenset(
-    f"pipelines{name}" for name in ("", ".options", ".command", ".screen", ".session", ".refinement")
+    f"pipelines{name}" for name in ("", ".options", ".command", ".screen", ".session", ".refinement", ".finetuning")
 )
 
 LAYERS = (

@@ -13,7 +13,7 @@ from raters.resources import resource_folder
 from raters.scales import OrdinalScale
 
 FIVE = OrdinalScale(labels=(1, 2, 3, 4, 5))
-STEMS = ("rate", "rate_at_once", "rationalize", "recover")
+STEMS = ("rate", "rate_at_once", "rate_first", "rationalize", "recover")
 WRITER = ("instructions", "critiques", "criteria", "edit")
 NAMES = (*STEMS, *(f"embedded/{stem}" for stem in STEMS), *(f"writer/{stem}" for stem in WRITER))
 VALUES = {

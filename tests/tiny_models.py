@@ -64,6 +64,7 @@ def make_model(
     chat_template: str | None = CHAT_TEMPLATE,
     seed: int = 0,
     special_tags: bool = True,
+    context_tokens: int = CONTEXT_TOKENS,
     **generation: Any,
 ) -> Path:
     """Write a random two-layer Qwen3 with its tokenizer and return the folder.
@@ -73,6 +74,7 @@ def make_model(
         chat_template: None for a model that cannot chat.
         seed: Decides the weights.
         special_tags: See `make_tokenizer`.
+        context_tokens: Of its context.
         **generation: Saved generation config, beside `do_sample=True`, without which `transformers serve`
             does not sample at all.
     """
@@ -88,7 +90,7 @@ def make_model(
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=16,
-        max_position_embeddings=CONTEXT_TOKENS,
+        max_position_embeddings=context_tokens,
         # Wide enough that tokens differ in likelihood, and that greedy choices are never near ties.
         initializer_range=0.2,
         tie_word_embeddings=False,

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raters.models.bases import check_base
 from raters.models.label_scoring import answer_up_to_rating, score_labels
 from raters.models.protocol import (
     THINK_CLOSE,
@@ -79,8 +80,26 @@ class Prompt:
     opened: str
 
 
-def load_model(spec: str, name: str, adapter: Path | None, device: str | None, dtype: str | None) -> LoadedModel:
+def load_model(
+    spec: str,
+    name: str,
+    adapter: Path | None,
+    device: str | None,
+    dtype: str | None,
+    *,
+    chat_template: str | None = None,
+    quantization: Any = None,
+) -> LoadedModel:
     """Return the model in memory.
+
+    Args:
+        spec: As records name it.
+        name: Folder or hub id.
+        adapter: Folder of a PEFT adapter.
+        device: See `hf.HFModel`.
+        dtype: Likewise.
+        chat_template: In place of the tokenizer's own.
+        quantization: transformers' quantization config; the model then goes to the device as it is loaded.
 
     Raises:
         ModelAccessError: Libraries, files or the chat template are missing, or do not fit.
@@ -104,13 +123,16 @@ def load_model(spec: str, name: str, adapter: Path | None, device: str | None, d
     try:
         with _quiet(library.utils.logging):
             tokenizer = library.AutoTokenizer.from_pretrained(str(adapter) if own_tokenizer else name)
+            if chat_template is not None:
+                tokenizer.chat_template = chat_template
             if not tokenizer.chat_template:
                 raise ModelAccessError(
                     f"{spec}: has no chat template; use a model tuned for chat, or put a chat_template.jinja "
                     "into its folder"
                 )
+            placed = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
             model, info = library.AutoModelForCausalLM.from_pretrained(
-                name, dtype=getattr(torch, dtype), output_loading_info=True
+                name, dtype=getattr(torch, dtype), output_loading_info=True, **placed
             )
             saved = model.generation_config
             ends = saved.eos_token_id if isinstance(saved.eos_token_id, list) else [saved.eos_token_id]
@@ -126,8 +148,9 @@ def load_model(spec: str, name: str, adapter: Path | None, device: str | None, d
             generation = model.generation_config
             config = model.config.get_text_config()
             if adapter is not None:
+                check_base(model, adapter, spec)
                 model = peft.PeftModel.from_pretrained(model, str(adapter))
-            model = model.to(device).eval()
+            model = (model if quantization is not None else model.to(device)).eval()
     except ModelAccessError:
         raise
     except Exception as error:  # the libraries raise anything from OSError to KeyError here
@@ -152,23 +175,38 @@ def load_model(spec: str, name: str, adapter: Path | None, device: str | None, d
     )
 
 
+def conversation_text(loaded: LoadedModel, messages: Sequence[Message], *, ask: bool = True) -> str:
+    """Return a conversation as the model's chat template writes it, special tokens in its texts made harmless.
+
+    Args:
+        loaded: The model.
+        messages: Its turns.
+        ask: True to end where the model's answer begins; False if the last turn is that answer.
+
+    Raises:
+        ModelRequestError: The chat template refuses the roles.
+    """
+    turns = [
+        {"role": message["role"], "content": harmless_text(message["content"], loaded.special_tokens)}
+        for message in messages
+    ]
+    try:
+        text: str = loaded.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)
+    except Exception as error:  # jinja2's TemplateError, or what a template does to surprise itself
+        raise ModelRequestError(
+            f"{loaded.spec}: its chat template refuses the roles {[turn['role'] for turn in turns]} "
+            f"({one_line(str(error), 200)}); use a prompt with roles it knows"
+        ) from error
+    return text
+
+
 def render(loaded: LoadedModel, messages: Sequence[Message], max_tokens: int) -> Prompt:
     """Return the conversation in tokens, ready for an answer of at most `max_tokens`.
 
     Raises:
         ModelRequestError: The chat template refuses the roles, or the context has no room for an answer.
     """
-    turns = [
-        {"role": message["role"], "content": _harmless(message["content"], loaded.special_tokens)}
-        for message in messages
-    ]
-    try:
-        text = loaded.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # jinja2's TemplateError, or what a template does to surprise itself
-        raise ModelRequestError(
-            f"{loaded.spec}: its chat template refuses the roles {[turn['role'] for turn in turns]} "
-            f"({one_line(str(error), 200)}); use a prompt with roles it knows"
-        ) from error
+    text = conversation_text(loaded, messages)
     token_ids = list(loaded.tokenizer(text, add_special_tokens=False).input_ids)
     room = max_tokens if loaded.context_tokens is None else loaded.context_tokens - len(token_ids)
     if room < 1:
@@ -231,7 +269,7 @@ def generate(
     ]
 
 
-def _harmless(text: str, special_tokens: Sequence[str]) -> str:
+def harmless_text(text: str, special_tokens: Sequence[str]) -> str:
     """Return text in which no special token is whole, so that a text cannot open a turn of its own."""
     for token in special_tokens:
         if token.strip():

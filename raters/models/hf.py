@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from raters.models.generation import LoadedModel, Prompt, generate, load_model, render
 from raters.models.protocol import Completion, Message, SamplingSettings, one_line
@@ -78,6 +79,16 @@ class HFModel:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=self.spec)
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, *, batch_size: int = 16) -> Self:
+        """Return a model that is in memory already, one that is being trained say; closing leaves it there.
+
+        Nothing else may use it while completions are awaited.
+        """
+        model = cls(loaded.spec.partition("/")[2], batch_size=batch_size)
+        model.spec, model._loaded = loaded.spec, loaded
+        return model
 
     async def complete(
         self, messages: Sequence[Message], seeds: Sequence[int], settings: SamplingSettings
