@@ -344,7 +344,7 @@ def write_results(plan: Plan, results: Mapping[int, Mapping[str, Any]]) -> dict[
 
 def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     """Yield what came out, for a reader."""
-    from raters.report import FIGURE_NAMES
+    from raters.score_text import FIGURE_NAMES
 
     what = f"{summary['corpus']}, {summary['dimension']} ({summary['scale']}): {summary['base']}"
     yield screen.printable(f"{what}, {summary['method']} of {summary['target']}")
