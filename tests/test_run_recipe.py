@@ -63,6 +63,18 @@ def test_steps_run_once_and_again_only_after_a_change(tmp_path: Path, capfd: pyt
     assert ran(capfd.readouterr().err) == ["scores"]
 
 
+def test_another_bound_sets_no_run_aside(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out, priced = tmp_path / "out", TWO_STEPS.replace("draws: 2", "draws: 2, input_price: 1, output_price: 4")
+    assert main([str(write_recipe(tmp_path, TWO_STEPS)), "--out", str(out)]) == 0
+    ratings = (out / "rated" / "ratings.jsonl").read_bytes()
+    assert main([str(write_recipe(tmp_path, priced)), "--out", str(out)]) == 0
+    assert "rated" in ran(capfd.readouterr().err)
+    assert not (out / "rated.old-1").exists()
+    assert (out / "rated" / "ratings.jsonl").read_bytes() == ratings
+    assert main([str(write_recipe(tmp_path, priced)), "--out", str(out)]) == 0
+    assert "rated" not in ran(capfd.readouterr().err)
+
+
 def test_list_runs_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main([str(write_recipe(tmp_path, TWO_STEPS)), "--out", str(out), "--list"]) == 0
