@@ -68,7 +68,7 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         if field.annotation is bool:
             parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
         elif get_origin(field.annotation) is tuple:
-            parser.add_argument(_flag(name), nargs="+", metavar="FILE", help=text)
+            parser.add_argument(_flag(name), nargs="+", action="extend", metavar="FILE", help=text)
         else:
             parser.add_argument(_flag(name), metavar=_metavar(field.annotation, name), help=text)
     given = vars(parser.parse_args(arguments))

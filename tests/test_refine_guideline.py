@@ -894,6 +894,7 @@ def test_a_rater_that_reads_other_fields(small: Path, traces: Path, tmp_path: Pa
         (["--rater", "nobody.yaml"], "nobody.yaml"),
         (["--rater", "gpt"], "model 'gpt': not a model"),
         (["--rater", "embedded", "embedded"], "--rater embedded: stands twice"),
+        (["--rater", "embedded", "--rater", "embedded"], "--rater embedded: stands twice"),
         (["--method", "magic"], "--method magic"),
         (["--level", "1.5"], "--level 1.5"),
         (["--dev-limit", "5"], "--dev-limit 5"),
