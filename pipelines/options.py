@@ -88,6 +88,8 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         message = detail["msg"].removeprefix("Input should be ")
         if choices.startswith("{"):
             message = "one of " + choices.strip("{}").replace(",", ", ").replace(", N", ", or a whole number")
+        if detail["type"] == "tuple_type":
+            message = "a list, such as [a, b]"
         value = detail["input"] if isinstance(detail["input"], str) else repr(detail["input"])
         raise ConfigError(f"{place} {value[:_MOST_SHOWN]}: must be {message}") from error
 

@@ -717,6 +717,18 @@ def test_several_rounds_infer_again_under_the_refined_guideline(traces: Path, tm
             assert {**lines[line["text"]], "line": 0} == {**line, "line": 0}
 
 
+def test_rounds_of_post_hoc_explain_again_and_show_no_other_draws(traces: Path, tmp_path: Path, run: Run) -> None:
+    small = ("--method", "post-hoc", "--rounds", 2, "--rubric-traces", 15, "--no-test")
+    outcome = run("--traces", traces, "--out", "run", *small, *FAST)
+    assert "round 2: explaining labels again" in outcome.err
+    assert all(path.name.startswith("explain-") for path in (tmp_path / "run" / "rounds").iterdir())
+
+
+def test_one_rater_in_a_config_file_that_is_no_list(traces: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "one.yaml").write_text(f"traces: {traces}\nrater: embedded\n")
+    one_clear_line(run("--config", "one.yaml", "--out", "run", status=2), "rater embedded: must be a list")
+
+
 def test_several_raters(traces: Path, finished: Path, tmp_path: Path, run: Run) -> None:
     """The rule reader, and itself without chance, which says one and the same of all until rules are stated."""
     text = (finished / "test" / "embedded-original" / "rater.yaml").read_text()
