@@ -181,9 +181,20 @@ def _state(step: Step, given: Mapping[str, Any], out: Path) -> dict[str, Any] | 
         inputs[f"${{{need}}}"] = _outputs_sha256(out / need)
     for key, value in given.items():
         for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, str) and not each.startswith(str(out)) and (path := Path(each)).exists():
+            if isinstance(each, str) and not each.startswith(str(out)) and (path := _place(key, each)) is not None:
                 inputs[f"{key} {each}"] = _outputs_sha256(path) if path.is_dir() else _file_sha256(path)
     return {"stage": step.stage, "options": dict(given), "inputs": inputs, "code": _code_sha256()}
+
+
+def _place(key: str, value: str) -> Path | None:
+    """Return the file or folder that an option names, a corpus by its name too; None if it names none."""
+    from raters.corpora import find_corpus
+
+    try:
+        path = find_corpus(value) if key == "corpus" else Path(value)
+        return path if value and path.exists() else None
+    except (JudgeseyeError, OSError, ValueError):
+        return None
 
 
 def _outputs_sha256(folder: Path) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.run_recipe import main, read_recipe
+from pipelines.run_recipe import Step, _state, main, read_recipe
 from raters.records import ConfigError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -73,6 +73,13 @@ def test_another_bound_sets_no_run_aside(tmp_path: Path, capfd: pytest.CaptureFi
     assert (out / "rated" / "ratings.jsonl").read_bytes() == ratings
     assert main([str(write_recipe(tmp_path, priced)), "--out", str(out)]) == 0
     assert "rated" not in ran(capfd.readouterr().err)
+
+
+def test_a_corpus_that_is_given_by_name_is_an_input_and_a_long_value_is_none(tmp_path: Path) -> None:
+    given = {"corpus": "demo", "model": "x" * 5000, "adapter": ""}
+    state = _state(Step("rated", "rate_items", given, ()), given, tmp_path)
+    assert state is not None
+    assert list(state["inputs"]) == ["corpus demo"]
 
 
 def test_list_runs_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
