@@ -68,7 +68,7 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         if field.annotation is bool:
             parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
         elif get_origin(field.annotation) is tuple:
-            parser.add_argument(_flag(name), nargs="+", metavar="FILE", help=text)
+            parser.add_argument(_flag(name), nargs="+", action="extend", metavar="FILE", help=text)
         else:
             parser.add_argument(_flag(name), metavar=_metavar(field.annotation, name), help=text)
     given = vars(parser.parse_args(arguments))
@@ -88,6 +88,8 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         message = detail["msg"].removeprefix("Input should be ")
         if choices.startswith("{"):
             message = "one of " + choices.strip("{}").replace(",", ", ").replace(", N", ", or a whole number")
+        if detail["type"] == "tuple_type":
+            message = "a list, such as [a, b]"
         value = detail["input"] if isinstance(detail["input"], str) else repr(detail["input"])
         raise ConfigError(f"{place} {value[:_MOST_SHOWN]}: must be {message}") from error
 

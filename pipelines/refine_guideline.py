@@ -420,7 +420,7 @@ async def _with_models(plan: _Plan, folder: RunFolder, work: _Work, ticker: _Tic
                 log=say,
             )
             scribe.recover()
-        refinement = _refinement(plan, work, _writer(plan, scribe), lambda: opened(*_generator(plan)))
+        refinement = _refinement(plan, work, _writer(plan, scribe), opened)
         return await draw_until_done(work, _refine(plan, work, refinement, opened, results), ticker)
     finally:
         if scribe is not None:
@@ -447,7 +447,7 @@ def _writer(plan: _Plan, scribe: Any) -> Writer:
     return ModelWriter(scribe, embedder, options.instruction_traces, options.rubric_traces)
 
 
-def _refinement(plan: _Plan, work: _Work, writer: Writer, generator: Any) -> Refinement:
+def _refinement(plan: _Plan, work: _Work, writer: Writer, opened: Any) -> Refinement:
     from raters.extractive import REST_IGNORED
     from raters.guideline_lint import GuidelineLint
     from raters.guidelines import Refinement, RefineSettings
@@ -472,10 +472,13 @@ def _refinement(plan: _Plan, work: _Work, writer: Writer, generator: Any) -> Ref
     )
 
     async def infer_again(guideline: Guideline, round_number: int) -> Draws:
-        say(f"round {round_number}: inferring traces again under the refined guideline")
+        again = "explaining labels" if options.method == "post-hoc" else "inferring traces"
+        say(f"round {round_number}: {again} again under the refined guideline")
         # Who may not guess the rest shows nothing of what the rest is worth.
         text = "".join(f"{line.text}\n" for line in guideline.lines if line.text != REST_IGNORED)
-        return await work.redrawing.under(text, generator(), round_number)
+        if options.method == "post-hoc":
+            return await _explained(plan, work, opened, text)
+        return await work.redrawing.under(text, opened(*_generator(plan)), round_number)
 
     return Refinement(
         run=run,
@@ -493,25 +496,32 @@ def _refinement(plan: _Plan, work: _Work, writer: Writer, generator: Any) -> Ref
     )
 
 
+async def _explained(plan: _Plan, work: _Work, opened: Any, guideline: str) -> Draws:
+    """Return explanations of labels that are shown, by a guideline."""
+    from raters.models import prompt_family
+
+    options = plan.options
+    model, adapter = _generator(plan)
+    explain, recover = options.explain or model, options.recover or model
+    return await work.redrawing.explained(
+        guideline,
+        opened(explain, adapter if explain == model else None),
+        opened(recover, adapter if recover == model else None),
+        (prompt_family(explain), prompt_family(recover)),
+        options.rubric_traces,
+        options.explanations,
+    )
+
+
 async def _refine(plan: _Plan, work: _Work, refinement: Refinement, opened: Any, results: dict[str, Any]) -> None:
     """Refine, and rate the test split before and after."""
-    from raters.models import prompt_family
     from raters.trials import WorkEnds
 
     options, run = plan.options, plan.run
     draws = run.draws
     try:
         if options.method == "post-hoc":
-            model, adapter = _generator(plan)
-            explain, recover = options.explain or model, options.recover or model
-            draws = await work.redrawing.explained(
-                plan.original.text,
-                opened(explain, adapter if explain == model else None),
-                opened(recover, adapter if recover == model else None),
-                (prompt_family(explain), prompt_family(recover)),
-                options.rubric_traces,
-                options.explanations,
-            )
+            draws = await _explained(plan, work, opened, plan.original.text)
         await refinement.refine(draws)
         results |= {"refinement": refinement, "dev": await _before_and_after(plan, refinement, plan.dev_items)}
         if options.test and not work.stopping:

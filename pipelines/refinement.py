@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,8 @@ def write_results(folder: Path, refinement: Refinement, results: Mapping[str, An
     for part in ("dev", "test"):
         if part in results:
             summary[part] = _part_summary(refinement, results[part], part)
+    # Ratings of a guideline that an earlier session came to are not of this one; its draws stay in trials/.
+    shutil.rmtree(folder / "test", ignore_errors=True)
     if "test" in results:
         for name, spec in zip(refinement.names, refinement.raters, strict=True):
             versions = {"original": spec, **({"refined": raters[name]} if summary["changed"] else {})}
@@ -126,6 +129,7 @@ def _rows(draws: RaterDraws, rows: NDArray[np.int64]) -> RaterDraws:
         numbers=draws.numbers[rows],
         drawn=draws.drawn[rows],
         swapped=draws.swapped[rows],
+        quantities=None if draws.quantities is None else draws.quantities[rows],
     )
 
 
@@ -185,7 +189,7 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     )
     yield ""
     if not summary["changed"]:
-        yield "The guideline stays as it was: no proposal has shown a gain."
+        yield f"The guideline stays as it was: {'no proposal was kept' if made else 'nothing was proposed'}."
     else:
         yield "New or changed lines of the guideline, with the dev figure before and after the edit that brought them"
         for line in summary["lines"]:
@@ -194,11 +198,12 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     for part in ("dev", "test"):
         if part in summary:
             yield ""
-            yield from _part_lines(part, summary[part], FIGURE_NAMES[summary["figure"]])
+            yield from _part_lines(part, summary[part], FIGURE_NAMES[summary["figure"]], summary["method"] != "paper")
 
 
-def _part_lines(part: str, found: Mapping[str, Any], figure: str) -> Iterable[str]:
-    again = " (these items decided what was kept)" if part == "dev" else " (rated once)"
+def _part_lines(part: str, found: Mapping[str, Any], figure: str, gated: bool) -> Iterable[str]:
+    decided = " (these items decided what was kept)" if gated else " (kept whatever they say)"
+    again = decided if part == "dev" else " (rated once)"
     yield f"{part} split, {found['items']:,} items{again}: {figure} with people's label"
     changes = found["changes"]
     for name, change in changes.items():

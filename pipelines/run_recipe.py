@@ -46,6 +46,11 @@ whose options and inputs are unchanged, and goes on with a step that was stopped
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 _NOT_OUTPUTS = frozenset({".lock", "manifest.json", "recipe.json"})
+_BOUNDS = frozenset({"input_price", "output_price", "concurrency"})
+_BOUNDS_OF_REFINING = frozenset(
+    {"max_requests", "max_tokens", "max_cost", "rounds", "patience", "max_proposals", "test"}
+)
+"""Options under another value of which a stage goes on in the folder of its run."""
 
 
 class StepFailedError(JudgeseyeError):
@@ -176,9 +181,20 @@ def _state(step: Step, given: Mapping[str, Any], out: Path) -> dict[str, Any] | 
         inputs[f"${{{need}}}"] = _outputs_sha256(out / need)
     for key, value in given.items():
         for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, str) and not each.startswith(str(out)) and (path := Path(each)).exists():
+            if isinstance(each, str) and not each.startswith(str(out)) and (path := _place(key, each)) is not None:
                 inputs[f"{key} {each}"] = _outputs_sha256(path) if path.is_dir() else _file_sha256(path)
     return {"stage": step.stage, "options": dict(given), "inputs": inputs, "code": _code_sha256()}
+
+
+def _place(key: str, value: str) -> Path | None:
+    """Return the file or folder that an option names, a corpus by its name too; None if it names none."""
+    from raters.corpora import find_corpus
+
+    try:
+        path = find_corpus(value) if key == "corpus" else Path(value)
+        return path if value and path.exists() else None
+    except (JudgeseyeError, OSError, ValueError):
+        return None
 
 
 def _outputs_sha256(folder: Path) -> str:
@@ -214,6 +230,26 @@ def _known_state(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def _options_in(config: Path) -> dict[str, Any] | None:
+    """Return the options that a step was last begun with; None if it was not."""
+    try:
+        return dict(yaml.safe_load(config.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        return None
+
+
+def _decisive(step: Step, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a step's options but for those that only bound what it may use."""
+    bounds = _BOUNDS | (_BOUNDS_OF_REFINING if step.stage == "refine_guideline" else frozenset())
+    return {name: value for name, value in options.items() if str(name).replace("-", "_") not in bounds}
+
+
+def _same_inputs(known: Mapping[str, Any], step: Step, given: Mapping[str, Any], out: Path) -> bool:
+    """Return whether a completed step differs from what is asked now by its options alone."""
+    state = _state(step, given, out)
+    return state is not None and all(known.get(name) == state[name] for name in ("stage", "inputs", "code"))
+
+
 def _run(step: Step, given: Mapping[str, Any], out: Path) -> bool:
     """Run a step in a process of its own; return False if the user stopped it.
 
@@ -223,9 +259,12 @@ def _run(step: Step, given: Mapping[str, Any], out: Path) -> bool:
     out.mkdir(parents=True, exist_ok=True)
     config, folder = out / f"{step.name}.yaml", out / step.name
     options = yaml.safe_dump({**given, "out": str(folder)}, sort_keys=False, allow_unicode=True)
-    # A run that was completed from other inputs is set aside; one that was stopped under the same options goes on.
-    begun_alike = config.exists() and config.read_text(encoding="utf-8") == options
-    new = folder.exists() and (_known_state(folder) is not None or not begun_alike)
+    # A run that was completed from other inputs is set aside. One that was stopped under the same options goes on, and
+    # so does one that may only use more than before: what it has paid for is not paid for again.
+    begun, known = _options_in(config), _known_state(folder)
+    same_inputs = known is None or _same_inputs(known, step, given, out)
+    same_options = begun is not None and _decisive(step, begun) == _decisive(step, yaml.safe_load(options))
+    new = folder.exists() and not (same_inputs and same_options)
     (folder / "recipe.json").unlink(missing_ok=True)
     write_atomically(config, options)
     command = [sys.executable, "-m", f"pipelines.{step.stage}", "--config", str(config), *(["--new"] if new else [])]

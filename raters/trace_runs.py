@@ -191,7 +191,15 @@ class TraceRun:
     @cached_property
     def draws(self) -> Draws:
         """Its first draws."""
-        return read_draws_of(self.folder / "candidates.jsonl", self.corpus, self.dimension)
+        path = self.folder / "candidates.jsonl"
+        draws = read_draws_of(path, self.corpus, self.dimension)
+        held_out = np.setdiff1d(draws.items, self.split.indices("train"))
+        if len(held_out):
+            raise DataError(
+                f"{path}: has draws of item {shown(self.corpus.item_ids[int(held_out[0])])}, which is not in the train "
+                "split; give the folder as the run left it"
+            )
+        return draws
 
     @property
     def gold_method(self) -> GoldMethod:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.run_recipe import main, read_recipe
+from pipelines.run_recipe import Step, _state, main, read_recipe
 from raters.records import ConfigError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -61,6 +61,25 @@ def test_steps_run_once_and_again_only_after_a_change(tmp_path: Path, capfd: pyt
     write_recipe(tmp_path, TWO_STEPS.replace("draws: 2", "draws: 3"))
     assert main([str(recipe), "--out", str(out)]) == 0
     assert ran(capfd.readouterr().err) == ["scores"]
+
+
+def test_another_bound_sets_no_run_aside(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out, priced = tmp_path / "out", TWO_STEPS.replace("draws: 2", "draws: 2, input_price: 1, output_price: 4")
+    assert main([str(write_recipe(tmp_path, TWO_STEPS)), "--out", str(out)]) == 0
+    ratings = (out / "rated" / "ratings.jsonl").read_bytes()
+    assert main([str(write_recipe(tmp_path, priced)), "--out", str(out)]) == 0
+    assert "rated" in ran(capfd.readouterr().err)
+    assert not (out / "rated.old-1").exists()
+    assert (out / "rated" / "ratings.jsonl").read_bytes() == ratings
+    assert main([str(write_recipe(tmp_path, priced)), "--out", str(out)]) == 0
+    assert "rated" not in ran(capfd.readouterr().err)
+
+
+def test_a_corpus_that_is_given_by_name_is_an_input_and_a_long_value_is_none(tmp_path: Path) -> None:
+    given = {"corpus": "demo", "model": "x" * 5000, "adapter": ""}
+    state = _state(Step("rated", "rate_items", given, ()), given, tmp_path)
+    assert state is not None
+    assert list(state["inputs"]) == ["corpus demo"]
 
 
 def test_list_runs_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -230,6 +230,17 @@ def test_a_line_that_is_no_candidate(tmp_path: Path, edit: dict[str, Any], reaso
         _ = run.draws
 
 
+def test_draws_of_an_item_that_is_held_out(folder: Path) -> None:
+    run = read(folder)
+    held_out = run.corpus.item_ids[int(run.split.indices("test")[0])]
+    path = folder / "run" / "candidates.jsonl"
+    first = json.loads(path.read_text().splitlines()[0])
+    append_line = json.dumps({**first, "item_id": held_out}) + "\n"
+    path.write_text(path.read_text() + append_line)
+    with pytest.raises(DataError, match=f"{held_out}.*not in the train split"):
+        _ = run.draws
+
+
 def test_no_candidates(folder: Path) -> None:
     (folder / "run" / "candidates.jsonl").unlink()
     with pytest.raises(DataError, match="no such file"):
