@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from raters.dev_gate import Decision, DevLabels, decide, quantities, said
+from raters.dev_gate import Decision, DevLabels, choice_figure, decide, quantities, said
 from raters.guideline_lint import Finding, GuidelineLint
 from raters.guideline_text import Guideline
 from raters.rater_draws import RaterDraws
@@ -216,9 +216,11 @@ class Refinement:
         rated = await self.rated(self.guideline, items)
         first = {int(item): place for place, item in reversed(list(enumerate(draws.items.tolist())))}
         gold = draws.labels[[first[int(item)] for item in items]]
-        far = np.mean(
-            [np.abs(np.nan_to_num(said(one, scale), nan=np.inf) - quantities(gold, scale)) for one in rated], axis=0
-        )
+        people = quantities(gold, scale)
+        gaps = [np.abs(np.nan_to_num(said(one, scale), nan=np.inf) - people) for one in rated]
+        if choice_figure(scale) == "cohen_kappa":
+            gaps = [(gap > 0).astype(np.float64) for gap in gaps]  # labels without order are right or wrong
+        far = np.mean(gaps, axis=0)
         cases = []
         for row in np.lexsort((chance.random(len(items)), -far))[: self.settings.cases]:
             verdicts = [one.verdicts(scale)[row] for one in rated]
