@@ -503,6 +503,8 @@ async def _explained(plan: _Plan, work: _Work, opened: Any, guideline: str) -> D
     options = plan.options
     model, adapter = _generator(plan)
     explain, recover = options.explain or model, options.recover or model
+    if explain == recover:
+        say(f"{explain} recovers labels from its own explanations; --recover with another model is stricter")
     return await work.redrawing.explained(
         guideline,
         opened(explain, adapter if explain == model else None),
