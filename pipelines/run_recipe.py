@@ -170,10 +170,12 @@ def _filled(value: Any, folders: Mapping[str, Path]) -> Any:
 
 
 def _state(step: Step, given: Mapping[str, Any], out: Path) -> dict[str, Any] | None:
-    """Return what a step's outcome depends on: options, the files they name, outputs of earlier steps, our own code.
+    """Return what a step's outcome depends on: options, the files they name, earlier outputs, prompts, version.
 
     None if an earlier step has no outputs yet.
     """
+    from raters.runs import versions
+
     inputs: dict[str, str] = {}
     for need in step.needs:
         if _known_state(out / need) is None:
@@ -183,7 +185,10 @@ def _state(step: Step, given: Mapping[str, Any], out: Path) -> dict[str, Any] | 
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, str) and not each.startswith(str(out)) and (path := _place(key, each)) is not None:
                 inputs[f"{key} {each}"] = _outputs_sha256(path) if path.is_dir() else _file_sha256(path)
-    return {"stage": step.stage, "options": dict(given), "inputs": inputs, "code": _code_sha256()}
+    # Of another version a step runs again, but goes on with what it has paid for, if the stage itself allows it.
+    version = versions().get("judgeseye")
+    state = {"stage": step.stage, "options": dict(given), "inputs": inputs}
+    return {**state, "prompts": _prompts_sha256(), "version": version}
 
 
 def _place(key: str, value: str) -> Path | None:
@@ -211,13 +216,12 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _code_sha256() -> str:
-    """Return a hash of the package's own code and prompts, so that a new version runs its steps again."""
+def _prompts_sha256() -> str:
+    """Return a hash of the prompts that ship."""
     from raters.resources import resource_folder
 
     digest = hashlib.sha256()
-    here = Path(__file__).resolve().parent.parent
-    for path in [*sorted((here / "raters").rglob("*.py")), *sorted(resource_folder("prompts").rglob("*.md"))]:
+    for path in sorted(resource_folder("prompts").rglob("*.md")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -247,7 +251,7 @@ def _decisive(step: Step, options: Mapping[str, Any]) -> dict[str, Any]:
 def _same_inputs(known: Mapping[str, Any], step: Step, given: Mapping[str, Any], out: Path) -> bool:
     """Return whether a completed step differs from what is asked now by its options alone."""
     state = _state(step, given, out)
-    return state is not None and all(known.get(name) == state[name] for name in ("stage", "inputs", "code"))
+    return state is not None and all(known.get(name) == state[name] for name in ("stage", "inputs", "prompts"))
 
 
 def _run(step: Step, given: Mapping[str, Any], out: Path) -> bool:
