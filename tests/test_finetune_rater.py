@@ -81,6 +81,7 @@ def test_the_rater_of_a_target_rates_as_it_was_trained(
     assert len((tmp_path / "r" / "ratings.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_curves_are_drawn(run: Path, base: Path, tmp_path: Path) -> None:
     done(finetune(run, base, tmp_path / "o", *TWO_STEPS))
     for name in ("loss.svg", "dev.svg"):
@@ -92,6 +93,7 @@ def test_ratings_that_nobody_can_read_are_said(run: Path, base: Path, tmp_path: 
     assert "4 of 4 draws of the chosen checkpoint cannot be read" in said.out
 
 
+@pytest.mark.slow
 def test_same_items_and_steps_for_every_target(run: Path, base: Path, tmp_path: Path) -> None:
     seen = set()
     for target in ("trace", "label"):
@@ -124,6 +126,7 @@ def test_the_adapter_is_what_was_trained(run: Path, base: Path, tmp_path: Path) 
     assert config["base_model_name_or_path"] == str(base)
 
 
+@pytest.mark.slow
 def test_several_seeds(run: Path, base: Path, tmp_path: Path) -> None:
     said = done(finetune(run, base, tmp_path / "o", *TWO_STEPS, "--seeds", "2", "--seed", "5"))
     assert losses(tmp_path / "o" / "seed-5") != losses(tmp_path / "o" / "seed-6")
@@ -317,6 +320,7 @@ def test_a_base_is_known_by_its_weights_in_either_precision(base: Path, tmp_path
     assert base_fingerprint(full) == base_fingerprint(half) != base_fingerprint(other)
 
 
+@pytest.mark.slow
 def test_an_adapter_that_was_exchanged(run: Path, base: Path, tmp_path: Path) -> None:
     done(finetune(run, base, tmp_path / "o", *TWO_STEPS))
     before = read_rater(tmp_path / "o" / "rater.yaml")
@@ -348,6 +352,7 @@ def test_too_long_traces_are_reported(run: Path, base: Path, tmp_path: Path) -> 
     assert f"{left} left out as too long" in said.out
 
 
+@pytest.mark.slow
 def test_numbers_without_end_are_learned_too(base: Path, tmp_path: Path) -> None:
     """An interval scale lists no labels: its values are learned as they are written."""
     labels = [0.0, 50.0, 100.0]

@@ -178,6 +178,7 @@ def test_a_first_step_of_preferences_is_the_mean_weight_times_log_2(run: Path, b
     assert steps[0]["examples"] == [pairs[place].example_id for place in first]
 
 
+@pytest.mark.slow
 def test_preferences_after_fine_tuning_begin_at_the_chosen_checkpoint(run: Path, base: Path, tmp_path: Path) -> None:
     more = (
         "--method",
@@ -224,6 +225,7 @@ def started(run: Path, base: Path, out: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(run: Path, base: Path, tmp_path: Path) -> None:
     more = (*SETTINGS, "--eval-steps", "4")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -259,6 +261,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(run: Path, base: Path, tmp_path: 
         assert (killed / "dev" / name).read_bytes().startswith(content)  # nothing was rated twice
 
 
+@pytest.mark.slow
 def test_a_stopped_run_says_how_to_go_on(run: Path, base: Path, tmp_path: Path) -> None:
     import threading
 
