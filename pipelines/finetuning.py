@@ -127,7 +127,7 @@ def _numbers(phase: Phase) -> dict[str, Any]:
 def read_inputs(options: FinetuneRaterOptions) -> Plan:
     """Read and check all that can be checked before anything is written, the base and every example included."""
     from raters.model_selection import DevSplit
-    from raters.runs import run_name
+    from raters.runs import stage_folder
     from raters.trace_runs import TraceRun
     from raters.training_data import Encoder, encode_lessons, question_for, read_lessons
     from raters.training_models import load_base, resolved_dtype, trainable_name
@@ -178,9 +178,7 @@ def read_inputs(options: FinetuneRaterOptions) -> Plan:
         counts=counts,
         sample=examples[0].input_ids,
         remarks=tuple(remarks),
-        out=Path(options.out)
-        if options.out
-        else Path("runs") / run_name(run.corpus, run.dimension.name) / "finetune_rater",
+        out=stage_folder(options.out, run.corpus, run.dimension.name, "finetune_rater"),
     )
 
 

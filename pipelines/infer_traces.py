@@ -13,34 +13,23 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
 from pipelines.options import StageOptions, parse_options
-from pipelines.session import cost_usd, draw_until_done, how_to_go_on, progress_text
+from pipelines.session import draw_until_done, how_to_go_on, progress_text
 from raters.journal import to_line, write_atomically
-from raters.records import ConfigError, DataError, JudgeseyeError, StorageError
+from raters.records import JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
-    from raters.corpora import Corpus
-    from raters.corpus_files import Dimension
-    from raters.gold import GoldMethod, LabelTable
+    from pipelines.inference import Plan
     from raters.journal import Journal, Record
     from raters.ledger import Ledger
     from raters.models.protocol import Model
-    from raters.observations import Observations
-    from raters.questions import Purpose, Question
-    from raters.rater_files import RaterSpec
     from raters.runs import RunFolder
-    from raters.sampling import SamplingOptions
-    from raters.splits import Split
 
 STAGE = "infer_traces"
 MOST_DRAWS = 1024
@@ -50,14 +39,6 @@ the label, keep those that agree with the person, with their reasoning.
 
 Writes to --out: candidates.jsonl (every draw), traces.jsonl (kept ones), unmatched.jsonl, summary.json,
 utilisation.svg, split.json, manifest.json. The same command again continues where it stopped."""
-
-
-_PURPOSES: Mapping[str, Purpose] = {
-    "first": "rate",
-    "escalated": "rate",
-    "rationalized": "rationalize",
-    "recovered": "recover",
-}
 
 
 class InferTracesOptions(StageOptions):
@@ -121,14 +102,15 @@ class InferTracesOptions(StageOptions):
 def main(arguments: Sequence[str]) -> int:
     """Run the stage and return its exit status."""
     options = parse_options(InferTracesOptions, STAGE, DESCRIPTION, arguments)
+    from pipelines.inference import check_continuation, read_inputs
     from pipelines.screen import say
     from raters.runs import RunFolder
 
-    plan = _read_inputs(options)
+    plan = read_inputs(options)
     say(plan.describe())
     folder = RunFolder(plan.out, STAGE, plan.identity(), new=options.new)
     try:
-        _check_continuation(plan, folder)
+        check_continuation(plan, folder)
         summary = _run(plan, folder)
     finally:
         folder.release()
@@ -138,8 +120,9 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _run(plan: _Plan, folder: RunFolder) -> dict[str, Any] | None:
+def _run(plan: Plan, folder: RunFolder) -> dict[str, Any] | None:
     """Make the draws that are missing and write the results; return the summary, None if the user stopped it."""
+    from pipelines.inference import second_chance
     from pipelines.screen import say
     from raters.journal import Journal
 
@@ -152,7 +135,7 @@ def _run(plan: _Plan, folder: RunFolder) -> dict[str, Any] | None:
 
     def manifest(status: str) -> dict[str, Any]:
         seconds = folder.previous.get("seconds", 0.0) + time.monotonic() - began
-        return {**plan.manifest(ledger, status, seconds), "second_chance": _second_chance(plan, folder)}
+        return {**plan.manifest(ledger, status, seconds), "second_chance": second_chance(plan, folder)}
 
     try:
         if ledger.has_work(plan.sampling.full_rows(len(ledger.rows))) and not asyncio.run(
@@ -176,299 +159,12 @@ def _run(plan: _Plan, folder: RunFolder) -> dict[str, Any] | None:
             journal.close()
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What the options and the files they name come to."""
-
-    options: InferTracesOptions
-    corpus: Corpus
-    dimension: Dimension
-    split: Split | None
-    method: GoldMethod
-    labels: LabelTable
-    order: NDArray[np.int64]
-    observations: Observations | None
-    questions: Mapping[str, Question]
-    """By purpose: first, and as far as asked for escalated, rationalized, recovered."""
-    out: Path
-
-    @property
-    def generator(self) -> RaterSpec:
-        """What makes the first draws, as a rater: complete enough for later stages to ask it again."""
-        from raters.rater_files import RaterSpec, SeenItems, default_aggregate
-
-        seen = SeenItems.none()
-        if self.questions["first"].needs_observations and self.split is not None:
-            seen = SeenItems.of(self.corpus, self.split.indices("train"))
-        return RaterSpec(
-            model=self.options.model,
-            question=self.questions["first"],
-            adapter=self.options.adapter,
-            settings=self.sampling.settings,
-            aggregate=default_aggregate(self.dimension.scale),
-            seed=self.options.seed,
-            seen=seen,
-        )
-
-    @property
-    def sampling(self) -> SamplingOptions:
-        from raters.models.protocol import SamplingSettings
-        from raters.sampling import SamplingOptions
-
-        options = self.options
-        return SamplingOptions(
-            strategy=options.effective_strategy,
-            seed=options.seed,
-            tolerance=options.tolerance or 0.0,
-            settings=SamplingSettings(options.temperature, options.top_p, options.max_tokens),
-            concurrency=options.concurrency,
-            null_rows=options.null_items,
-        )
-
-    def model_spec(self, purpose: str) -> str:
-        """Return which model a purpose has."""
-        options = self.options
-        specs = {"first": options.model, "escalated": options.escalate, "rationalized": options.rationalize}
-        return specs.get(purpose) or options.recover or options.model
-
-    def describe(self) -> str:
-        dropped = "".join(f", {count} without label ({reason})" for reason, count in self.labels.dropped.items())
-        return (
-            f"corpus {self.corpus.name}: {len(self.corpus.item_ids):,} items; {self.dimension.name} on "
-            f"{self.dimension.scale}; {self.options.split} split: {len(self.order):,} items{dropped}; "
-            f"{self.options.model} draws up to {self.options.k} times"
-        )
-
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the meaning of the run's records."""
-        options = self.options
-        # Which lines a shared draw has depends on them, so they may not change on the way.
-        shared = {"strategy": options.effective_strategy, "null_items": options.null_items}
-        per_annotator = shared if self.method == "per-annotator" else {}
-        return {
-            "corpus": self.corpus.name,
-            "items.jsonl": self.corpus.sha256["items.jsonl"],
-            "annotations.jsonl": self.corpus.sha256["annotations.jsonl"],
-            "group_by": self.corpus.group_by,
-            "dimension": self.dimension.name,
-            "scale": self.dimension.scale.model_dump(mode="json"),
-            "guideline": self.dimension.guideline_sha256,
-            "split": options.split,
-            "split_seed": options.split_seed,
-            "labels": self.method,
-            "model": options.model,
-            "adapter": options.adapter,
-            "prompt": self.questions["first"].prompt.sha256,
-            "temperature": options.temperature,
-            "top_p": options.top_p,
-            "max_tokens": options.max_tokens,
-            "tolerance": options.tolerance or 0.0,
-            "seed": options.seed,
-            **per_annotator,
-        }
-
-    def empty_ledger(self) -> Ledger:
-        from raters.ledger import Ledger
-        from raters.records import Chance
-
-        draws: dict[Chance, int] = {"first": self.options.k}
-        if self.options.escalate:
-            draws["escalated"] = self.options.second_k
-        if self.options.rationalize:
-            draws["rationalized"] = self.options.second_k
-        return Ledger(
-            self.corpus, self.dimension, self.labels, self.order, draws, keep_all=self.options.keep != "first"
-        )
-
-    def manifest(self, ledger: Ledger, status: str, seconds: float) -> dict[str, Any]:
-        from raters.runs import git_revision, versions
-
-        totals = ledger.totals
-        return {
-            "status": status,
-            "options": self.options.model_dump(),
-            "versions": versions(),
-            "git_revision": git_revision(),
-            "inputs_sha256": {
-                **self.corpus.sha256,
-                **{f"prompt {purpose}": question.prompt.sha256 for purpose, question in self.questions.items()},
-                "guideline": self.dimension.guideline_sha256,
-            },
-            "split_sha256": self.split.hashes(self.corpus) if self.split else None,
-            "items": len(self.order),
-            "dropped_items": dict(self.labels.dropped),
-            "draws": dict(totals.draws),
-            "unreadable": totals.unreadable,
-            "prompt_tokens": totals.prompt_tokens,
-            "completion_tokens": totals.completion_tokens,
-            "cost_usd": self.cost(ledger),
-            "seconds": round(seconds, 3),
-        }
-
-    def cost(self, ledger: Ledger) -> float | None:
-        """Return what the draws cost in USD; None if a hosted model has no price."""
-        options, totals = self.options, ledger.totals
-        hosted = any(self.model_spec(purpose).startswith("openai/") for purpose in self.questions)
-        tokens = (totals.prompt_tokens, totals.completion_tokens)
-        return cost_usd(*tokens, options.input_price, options.output_price, hosted=hosted)
-
-
-def _read_inputs(options: InferTracesOptions) -> _Plan:
-    """Read and check all that can be checked before a model is asked."""
-    from raters.corpora import find_corpus, load_corpus
-    from raters.corpus_files import read_guideline_file
-    from raters.drawing import work_order
-    from raters.gold import default_method, gold_labels
-    from raters.models import check_spec, prompt_family
-    from raters.prompts import load_prompt
-    from raters.questions import Question, fit_to_corpus
-    from raters.rater_files import read_rater
-    from raters.runs import run_name
-    from raters.splits import split_corpus
-
-    corpus = load_corpus(find_corpus(options.corpus))
-    rater = read_rater(Path(options.model)) if options.model.endswith((".yaml", ".yml")) else None
-    dimension = corpus.dimension(options.dimension or (rater.dimension.name if rater else None))
-    if rater is not None:
-        options, dimension = _as_rater(options, dimension, rater)
-    if options.guideline is not None:
-        dimension = replace(dimension, guideline=read_guideline_file(Path(options.guideline), "--guideline"))
-    _check_options(options, dimension)
-    split = None if options.split == "all" else split_corpus(corpus, options.split_seed)
-    chosen = None if split is None else split.indices(options.split)
-    method = options.labels or default_method(dimension.scale)
-    labels = gold_labels(corpus, dimension.name, method, chosen)
-    if not len(labels):
-        raise ConfigError(
-            f"corpus {corpus.name}: no item of the {options.split} split has a label on {dimension.name} "
-            f"under --labels {method}; give another --split, --split-seed or --labels"
-        )
-    prompts = {"first": options.prompt or prompt_family(options.model) + "rate"}
-    if options.escalate:
-        prompts["escalated"] = prompt_family(options.escalate) + "rate"
-    if options.rationalize:
-        prompts["rationalized"] = prompt_family(options.rationalize) + "rationalize"
-        prompts["recovered"] = prompt_family(options.recover or options.model) + "recover"
-    for spec in filter(None, (options.model, options.escalate, options.rationalize, options.recover)):
-        check_spec(spec)
-    loaded = {purpose: load_prompt(name) for purpose, name in prompts.items()}
-    if rater is not None and options.prompt is None:
-        loaded["first"] = rater.question.prompt
-    if options.model == "embedded" and "fields" in loaded["first"].slots:
-        raise ConfigError(f"--prompt {options.prompt}: shows text, and embedded reads observations; give embedded/rate")
-    observations = None
-    if any("observations" in prompt.slots for prompt in loaded.values()):
-        training = np.arange(len(corpus.item_ids)) if split is None else split.indices("train")
-        observations = fit_to_corpus(corpus, dimension.scale, training)
-        if rater is not None and rater.question.observations is not None:
-            observations = rater.question.observations
-    return _Plan(
-        options=options,
-        corpus=corpus,
-        dimension=dimension,
-        split=split,
-        method=method,
-        labels=labels,
-        order=work_order(corpus, dimension.name, np.unique(labels.items), options.seed)[: options.limit],
-        observations=observations,
-        questions={name: Question(dimension, prompt, observations, _PURPOSES[name]) for name, prompt in loaded.items()},
-        out=Path(options.out) if options.out else Path("runs") / run_name(corpus, dimension.name) / STAGE,
-    )
-
-
-def _as_rater(
-    options: InferTracesOptions, dimension: Dimension, rater: RaterSpec
-) -> tuple[InferTracesOptions, Dimension]:
-    """Return options and dimension with the model, adapter and guideline of a rater.
-
-    Raises:
-        DataError: If the rater is of another dimension or scale.
-    """
-    if (rater.dimension.name, rater.dimension.scale) != (dimension.name, dimension.scale):
-        raise DataError(
-            f"--model {options.model}: rates {rater.dimension.name} on {rater.dimension.scale}, and wanted is "
-            f"{dimension.name} on {dimension.scale}; give a rater of that"
-        )
-    changed = {"model": rater.model, "adapter": options.adapter or rater.adapter}
-    return options.model_copy(update=changed), rater.dimension
-
-
-def _check_options(options: InferTracesOptions, dimension: Dimension) -> None:
-    """Refuse combinations that cannot mean what they say."""
-    unit = dimension.scale.tolerance_unit
-    if options.tolerance and unit is None:
-        raise ConfigError(f"--tolerance {options.tolerance}: labels {dimension.scale} have no distance; leave it out")
-    if options.tolerance is None and dimension.scale.type == "interval":
-        raise ConfigError(
-            f"--tolerance is missing: on scale {dimension.scale} of {dimension.name} say how near is near enough"
-        )
-    if isinstance(options.keep, int) and options.keep < 1:
-        raise ConfigError(f"--keep {options.keep}: must be first, all, or a number of at least 1")
-    if options.keep != "first" and options.strategy == "adaptive":
-        raise ConfigError(
-            f"--keep {options.keep} --strategy adaptive: adaptive stops at the first; give --strategy fixed"
-        )
-    if options.base_url and not any(
-        (spec or "").startswith("openai/")
-        for spec in (options.model, options.escalate, options.rationalize, options.recover)
-    ):
-        raise ConfigError(f"--base-url {options.base_url}: is for openai/<name>, and no such model is asked for")
-    different = 2 if dimension.scale.type == "pairwise" else 1
-    if options.temperature == 0 and options.k > different:
-        raise ConfigError(
-            f"--temperature 0 --k {options.k}: at temperature 0 all draws of an item are the same; give --k {different}"
-        )
-    if options.recover and not options.rationalize:
-        raise ConfigError(f"--recover {options.recover}: is for --rationalize, which is not given; add it")
-
-
-def _check_continuation(plan: _Plan, folder: RunFolder) -> None:
-    """Refuse to continue a run under options that would leave paid draws out or mix models."""
-    options = plan.options
-    before = {"k": folder.previous.get("options", {}).get("k"), **folder.previous.get("second_chance", {})}
-    for name in ("k", "second_k"):
-        if (then := before.get(name)) is not None and getattr(options, name) < then:
-            raise ConfigError(
-                f"--out {folder.path}: was run with {name.replace('_', '-')} {then}, now {getattr(options, name)}, "
-                "which would leave draws out; give at least as many, another --out, or --new to start over"
-            )
-    if (then := folder.previous.get("items", 0)) > len(plan.order):
-        raise ConfigError(
-            f"--out {folder.path}: was run on {then} items, now {len(plan.order)}, which would leave draws out; "
-            "give a --limit at least as large, another --out, or --new to start over"
-        )
-    for name in ("escalate", "rationalize", "recover", "prompts"):
-        then, now = before.get(name), _second_chance_now(plan)[name]
-        if name == "prompts" and then and now:
-            then = {purpose: sha256 for purpose, sha256 in then.items() if purpose in now}
-            now = {purpose: sha256 for purpose, sha256 in now.items() if purpose in then}
-        if then is not None and now is not None and then != now:
-            raise ConfigError(
-                f"--out {folder.path}: belongs to another run ({name} was {then}, now {now}); "
-                "give another --out, or --new to start over"
-            )
-
-
-def _second_chance_now(plan: _Plan) -> dict[str, Any]:
-    """Return the models and prompts of the second chances that are asked for now; None for those that are not."""
-    options = plan.options
-    recover = plan.model_spec("recovered") if options.rationalize else None
-    prompts = {purpose: question.prompt.sha256 for purpose, question in plan.questions.items() if purpose != "first"}
-    used = {name: getattr(options, name) for name in ("escalate", "rationalize")}
-    return {**used, "recover": recover, "prompts": prompts or None, "second_k": options.second_k if prompts else None}
-
-
-def _second_chance(plan: _Plan, folder: RunFolder) -> dict[str, Any]:
-    """Return which models and prompts second chances have had, in this session or an earlier one."""
-    earlier, now = folder.previous.get("second_chance", {}), _second_chance_now(plan)
-    merged = {name: value if value is not None else earlier.get(name) for name, value in now.items()}
-    return {**merged, "prompts": {**(earlier.get("prompts") or {}), **(now["prompts"] or {})} or None}
-
-
-def _begin(plan: _Plan, folder: RunFolder) -> None:
+def _begin(plan: Plan, folder: RunFolder) -> None:
     """Make the folder, with what is known before the first draw."""
+    from pipelines.inference import second_chance
+
     manifest = plan.manifest(plan.empty_ledger(), "running", 0.0)
-    folder.create({**manifest, "second_chance": _second_chance(plan, folder)})
+    folder.create({**manifest, "second_chance": second_chance(plan, folder)})
     if plan.split is not None:
         write_atomically(folder.path / "split.json", to_line(plan.split.as_record(plan.corpus)))
     if plan.observations is not None:
@@ -476,7 +172,7 @@ def _begin(plan: _Plan, folder: RunFolder) -> None:
     plan.generator.write(folder.path / "rater.yaml")
 
 
-async def _draw(plan: _Plan, ledger: Ledger, journal: Journal, last: Record | None) -> bool:
+async def _draw(plan: Plan, ledger: Ledger, journal: Journal, last: Record | None) -> bool:
     """Make the draws that are missing; return False if the user stopped it."""
     from pipelines.screen import ProgressBar
     from raters.drawing import Source
@@ -530,7 +226,7 @@ async def _draw(plan: _Plan, ledger: Ledger, journal: Journal, last: Record | No
             await model.close()
 
 
-def _write_results(plan: _Plan, ledger: Ledger, folder: RunFolder) -> dict[str, Any]:
+def _write_results(plan: Plan, ledger: Ledger, folder: RunFolder) -> dict[str, Any]:
     """Write traces, unmatched labels, summary and plot; return the summary."""
     from raters.outcomes import kept_traces, telling_rules, unmatched_labels
     from raters.utilisation import plot_utilisation, summarise
@@ -566,7 +262,7 @@ def _write_results(plan: _Plan, ledger: Ledger, folder: RunFolder) -> dict[str, 
     return summary
 
 
-def _print_results(plan: _Plan, folder: RunFolder, summary: Mapping[str, Any]) -> None:
+def _print_results(plan: Plan, folder: RunFolder, summary: Mapping[str, Any]) -> None:
     from pipelines.screen import summary_lines, trace_lines
     from raters.journal import read_lines
 

@@ -178,7 +178,7 @@ def _read_inputs(options: RateItemsOptions) -> _Plan:
     from raters.plain_raters import plain_rater
     from raters.rater_files import read_rater
     from raters.rating import check_fields
-    from raters.runs import run_name
+    from raters.runs import stage_folder
     from raters.splits import split_corpus
 
     if (options.rater is None) == (options.model is None):
@@ -235,7 +235,7 @@ def _read_inputs(options: RateItemsOptions) -> _Plan:
         split=split,
         items=work_order(corpus, spec.dimension.name, wanted, spec.seed)[: options.limit],
         draws=draws,
-        out=Path(options.out) if options.out else Path("runs") / run_name(corpus, spec.dimension.name) / STAGE,
+        out=stage_folder(options.out, corpus, spec.dimension.name, STAGE),
     )
 
 

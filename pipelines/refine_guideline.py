@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain, count
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,25 +15,23 @@ from pydantic import Field
 from pipelines.command import INTERRUPTED, run_command
 from pipelines.options import StageOptions, parse_options
 from pipelines.screen import say
-from pipelines.session import cost_usd, draw_until_done
-from raters.records import ConfigError, DataError, JudgeseyeError, StorageError
+from pipelines.session import draw_until_done
+from raters.records import JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from raters.dev_gate import DevLabels
+    from pipelines.refinement_inputs import Plan
     from raters.guideline_text import Guideline
     from raters.guidelines import Refinement
     from raters.models.protocol import Model
-    from raters.rater_files import RaterSpec
     from raters.rounds import Redrawing
     from raters.runs import RunFolder
-    from raters.trace_runs import Draws, TraceRun
+    from raters.trace_runs import Draws
     from raters.trials import Spending, Trials
     from raters.writers import Writer
 
 STAGE = "refine_guideline"
-LEAST_DEV_ITEMS = 20
 DESCRIPTION = """\
 Write a clearer guideline from the traces of a run of infer_traces, keep each edit only if it raises the raters'
 agreement with people on the dev split, and rate the test split once with the guideline before and after.
@@ -69,7 +63,7 @@ class RefineGuidelineOptions(StageOptions):
     patience: int = Field(10, ge=1, description="proposals in a row without a gain that end a round")
     max_proposals: int = Field(40, ge=1, description="most proposals of a round")
     draws: int = Field(8, ge=1, le=1024, description="draws of a rater for an item")
-    dev_limit: int | None = Field(None, ge=LEAST_DEV_ITEMS, description="most dev items that decide (default: all)")
+    dev_limit: int | None = Field(None, ge=20, description="most dev items that decide (default: all)")
     train_items: int = Field(60, ge=1, description="train items rated to find where raters go wrong")
     cases: int = Field(4, ge=1, description="items that the writer is shown at once")
     instruction_traces: int = Field(10, ge=1, description="traces of each label for the procedure")
@@ -103,9 +97,10 @@ class RefineGuidelineOptions(StageOptions):
 def main(arguments: Sequence[str]) -> int:
     """Run the stage and return its exit status."""
     options = parse_options(RefineGuidelineOptions, STAGE, DESCRIPTION, arguments)
+    from pipelines.refinement_inputs import read_inputs
     from raters.runs import RunFolder
 
-    plan = _read_inputs(options)
+    plan = read_inputs(options)
     say(plan.describe())
     folder = RunFolder(plan.out, STAGE, plan.identity(), new=options.new)
     try:
@@ -120,171 +115,6 @@ def main(arguments: Sequence[str]) -> int:
     files = "guideline.md, diff.md, provenance.jsonl, proposals.jsonl, raters/, report.html, summary.json"
     print(f"\nWritten to {folder.path}: {files}")
     return 0
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What the options and the files they name come to."""
-
-    options: RefineGuidelineOptions
-    run: TraceRun
-    original: Guideline
-    raters: tuple[RaterSpec, ...]
-    names: tuple[str, ...]
-    dev_items: NDArray[np.int64]
-    labels: DevLabels
-    out: Path
-
-    def describe(self) -> str:
-        dimension, options = self.run.dimension, self.options
-        return (
-            f"corpus {self.run.corpus.name}: {dimension.name} on {dimension.scale}; {len(self.run.draws):,} draws of "
-            f"{self.run.options['model']}; {options.method} by {options.writer}, gated by {len(self.dev_items):,} dev "
-            f"items for {', '.join(self.names)}"
-        )
-
-    def identity(self) -> dict[str, Any]:
-        """Return what decides the meaning of the run's records."""
-        from raters.journal import sha256_of
-        from raters.splits import ids_sha256
-
-        options, run = self.options, self.run
-        traces = json.dumps([run.manifest["identity"], run.manifest.get("draws"), run.manifest.get("items")])
-        decisive = ("method", "writer", "level", "draws", "embeddings", "gate_z", "seed", "resamples", "train_items")
-        return {
-            "corpus": run.corpus.name,
-            "dimension": run.dimension.name,
-            "traces": sha256_of(traces),
-            "guideline": sha256_of(self.original.text),
-            "raters": {name: spec.sha256 for name, spec in zip(self.names, self.raters, strict=True)},
-            "dev_items": ids_sha256([run.corpus.item_ids[item] for item in self.dev_items]),
-            **{name: getattr(options, name) for name in decisive},
-            **{name: getattr(options, name) for name in ("cases", "instruction_traces", "rubric_traces")},
-            **{name: getattr(options, name) for name in ("explain", "recover") if options.method == "post-hoc"},
-        }
-
-    def price(self, read: int, written: int) -> float | None:
-        """Return what tokens cost in USD; None if a hosted model has no price."""
-        options = self.options
-        draws_again = options.rounds > 1 or options.method == "post-hoc"
-        again = [options.explain, options.recover, self.run.options["model"]] if draws_again else []
-        specs = (options.writer, *(spec.model for spec in self.raters), *filter(None, again))
-        hosted = any(spec.startswith("openai/") for spec in specs)
-        return cost_usd(read, written, options.input_price, options.output_price, hosted=hosted)
-
-
-def _read_inputs(options: RefineGuidelineOptions) -> _Plan:
-    """Read and check all that can be checked before a model is asked."""
-    from raters.corpus_files import read_guideline_file
-    from raters.gold import gold_labels
-    from raters.guideline_text import Guideline
-    from raters.models import check_spec
-    from raters.runs import run_name
-    from raters.trace_runs import TraceRun
-
-    if options.traces is None:
-        raise ConfigError("--traces: missing; give the folder of a finished run of infer_traces")
-    if options.max_cost is not None and options.input_price is None and options.output_price is None:
-        raise ConfigError(f"--max-cost {options.max_cost}: needs --input-price and --output-price")
-    for spec in filter(
-        None, (options.writer if options.writer != "extractive" else None, options.explain, options.recover)
-    ):
-        if check_spec(spec)[0] == "embedded" and spec == options.writer:
-            raise ConfigError("--writer embedded: is a rater and cannot write; give extractive, hf/... or openai/...")
-    run = TraceRun.read(Path(options.traces), options.corpus)
-    _check_labels(run, options)
-    text = (
-        run.dimension.guideline
-        if options.guideline is None
-        else read_guideline_file(Path(options.guideline), "--guideline")
-    )
-    original = Guideline.of(text)
-    raters, names = _read_raters(options, run, original.text)
-    items = run.split.indices("dev")
-    gold = gold_labels(run.corpus, run.dimension.name, run.gold_method, items)
-    if len(gold) < LEAST_DEV_ITEMS:
-        raise DataError(
-            f"corpus {run.corpus.name}: the dev split has {len(gold)} items with a label on {run.dimension.name}; at "
-            f"least {LEAST_DEV_ITEMS} are needed to tell whether an edit helps; label more, or infer under another "
-            "--split-seed"
-        )
-    chosen = _fair_part(run, gold.items, options.dev_limit)
-    return _Plan(
-        options=options,
-        run=run,
-        original=original,
-        raters=raters,
-        names=names,
-        dev_items=gold.items[chosen],
-        labels=_labels(run, gold.items[chosen], gold.numbers[chosen]),
-        out=Path(options.out) if options.out else Path("runs") / run_name(run.corpus, run.dimension.name) / STAGE,
-    )
-
-
-def _labels(run: TraceRun, items: NDArray[np.int64], numbers: NDArray[np.float64]) -> DevLabels:
-    from raters.bootstrap import groups_or_items
-    from raters.dev_gate import DevLabels, quantities
-
-    groups, by_group = groups_or_items(run.corpus.groups[items])
-    return DevLabels(run.dimension.scale, quantities(numbers, run.dimension.scale), groups, by_group)
-
-
-def _fair_part(run: TraceRun, items: NDArray[np.int64], limit: int | None) -> NDArray[np.int64]:
-    """Return the places of at most `limit` items, a fair sample, ascending."""
-    from raters.drawing import work_order
-
-    if limit is None or limit >= len(items):
-        return np.arange(len(items))
-    return np.sort(np.searchsorted(items, work_order(run.corpus, run.dimension.name, items, 0)[:limit]))
-
-
-def _check_labels(run: TraceRun, options: RefineGuidelineOptions) -> None:
-    """Refuse traces that say nothing of a label that people gave."""
-    from raters.writers import level_names, level_of
-
-    if options.method == "post-hoc":
-        return
-    scale, draws = run.dimension.scale, run.draws
-    given = set(level_of(run.labels().numbers, scale).tolist())
-    traced = set(level_of(draws.labels[draws.accepted], scale).tolist())
-    for level in sorted(given - traced):
-        raise DataError(
-            f"--traces {run.folder}: no trace for label {level_names(scale)[level]} of {run.dimension.name}; infer "
-            "more of them (a larger --k), or leave that label out of the corpus"
-        )
-
-
-def _read_raters(
-    options: RefineGuidelineOptions, run: TraceRun, guideline: str
-) -> tuple[tuple[RaterSpec, ...], tuple[str, ...]]:
-    """Return the raters under the guideline that is begun with, and a name of each that can be a file's."""
-    from raters.guidelines import with_guideline
-    from raters.plain_raters import plain_rater
-    from raters.rater_files import read_rater
-    from raters.rating import check_fields
-
-    raters: list[RaterSpec] = []
-    names: list[str] = []
-    for given in options.rater:
-        if given.endswith((".yaml", ".yml")):
-            spec = read_rater(Path(given))
-            if spec.dimension.name != run.dimension.name or spec.dimension.scale != run.dimension.scale:
-                raise DataError(
-                    f"--rater {given}: rates {spec.dimension.name} on {spec.dimension.scale}, and the traces are of "
-                    f"{run.dimension.name} on {run.dimension.scale}; give a rater of that"
-                )
-            for item, item_id in enumerate(run.corpus.item_ids):
-                check_fields(run.corpus.item(item).inputs, spec, f"--rater {given}: item {item_id}")
-        else:
-            spec = plain_rater(given, run.corpus, run.dimension, run.split)
-        spec = replace(with_guideline(spec, guideline), draws=options.draws, seed=options.seed)
-        if any(spec.sha256 == other.sha256 for other in raters):
-            raise ConfigError(f"--rater {given}: stands twice; give each rater once")
-        raters.append(spec)
-        base = re.sub(r"[^\w.-]+", "_", Path(given).parent.name or given if given.endswith(".yaml") else given)
-        candidates = chain((base,), (f"{base}-{number}" for number in count(2)))
-        names.append(next(name for name in candidates if name not in names))
-    return tuple(raters), tuple(names)
 
 
 @dataclass
@@ -331,7 +161,7 @@ class _Ticker:
         """Nothing is open."""
 
 
-def _run(plan: _Plan, folder: RunFolder) -> dict[str, Any] | None:
+def _run(plan: Plan, folder: RunFolder) -> dict[str, Any] | None:
     """Refine, rate the test split, write the results; return the summary, None if the user stopped it."""
     from raters.rounds import Redrawing
     from raters.runs import git_revision, versions
@@ -384,7 +214,7 @@ def _run(plan: _Plan, folder: RunFolder) -> dict[str, Any] | None:
         raise
 
 
-async def _with_models(plan: _Plan, folder: RunFolder, work: _Work, ticker: _Ticker, results: dict[str, Any]) -> bool:
+async def _with_models(plan: Plan, folder: RunFolder, work: _Work, ticker: _Ticker, results: dict[str, Any]) -> bool:
     """Open the models and do everything that asks one; return False if the user stopped it."""
     from raters.models import open_model
     from raters.writing import Scribe
@@ -429,11 +259,11 @@ async def _with_models(plan: _Plan, folder: RunFolder, work: _Work, ticker: _Tic
             await model.close()
 
 
-def _generator(plan: _Plan) -> tuple[str, str | None]:
+def _generator(plan: Plan) -> tuple[str, str | None]:
     return plan.run.options["model"], plan.run.options["adapter"]
 
 
-def _writer(plan: _Plan, scribe: Any) -> Writer:
+def _writer(plan: Plan, scribe: Any) -> Writer:
     from raters.critiques import Embedder, KeptEmbedder, open_embedder
     from raters.extractive import ExtractiveWriter
     from raters.writers import ModelWriter
@@ -447,7 +277,7 @@ def _writer(plan: _Plan, scribe: Any) -> Writer:
     return ModelWriter(scribe, embedder, options.instruction_traces, options.rubric_traces)
 
 
-def _refinement(plan: _Plan, work: _Work, writer: Writer, opened: Any) -> Refinement:
+def _refinement(plan: Plan, work: _Work, writer: Writer, opened: Any) -> Refinement:
     from raters.extractive import REST_IGNORED
     from raters.guideline_lint import GuidelineLint
     from raters.guidelines import Refinement, RefineSettings
@@ -496,7 +326,7 @@ def _refinement(plan: _Plan, work: _Work, writer: Writer, opened: Any) -> Refine
     )
 
 
-async def _explained(plan: _Plan, work: _Work, opened: Any, guideline: str) -> Draws:
+async def _explained(plan: Plan, work: _Work, opened: Any, guideline: str) -> Draws:
     """Return explanations of labels that are shown, by a guideline."""
     from raters.models import prompt_family
 
@@ -515,7 +345,7 @@ async def _explained(plan: _Plan, work: _Work, opened: Any, guideline: str) -> D
     )
 
 
-async def _refine(plan: _Plan, work: _Work, refinement: Refinement, opened: Any, results: dict[str, Any]) -> None:
+async def _refine(plan: Plan, work: _Work, refinement: Refinement, opened: Any, results: dict[str, Any]) -> None:
     """Refine, and rate the test split before and after."""
     from raters.trials import WorkEnds
 
@@ -534,7 +364,7 @@ async def _refine(plan: _Plan, work: _Work, refinement: Refinement, opened: Any,
         say(f"ended early: {end}")
 
 
-async def _before_and_after(plan: _Plan, refinement: Refinement, items: NDArray[np.int64]) -> Mapping[str, Any]:
+async def _before_and_after(plan: Plan, refinement: Refinement, items: NDArray[np.int64]) -> Mapping[str, Any]:
     """Return what the raters say of items under the original and under the refined guideline."""
     before = await refinement.rated(plan.original, items)
     changed = refinement.guideline.text != plan.original.text

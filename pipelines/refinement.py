@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.screen import printable
-from raters.journal import Journal, Record, to_line, write_atomically
+from raters.journal import Journal, Record, to_line, without_nan, write_atomically
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,7 +67,7 @@ def write_results(folder: Path, refinement: Refinement, results: Mapping[str, An
     }
     for part in ("dev", "test"):
         if part in results:
-            summary[part] = _part_summary(refinement, results[part], part)
+            summary[part] = _part_summary(refinement, results[part])
     # Ratings of a guideline that an earlier session came to are not of this one; its draws stay in trials/.
     shutil.rmtree(folder / "test", ignore_errors=True)
     if "test" in results:
@@ -82,25 +82,21 @@ def write_results(folder: Path, refinement: Refinement, results: Mapping[str, An
     return summary
 
 
-def _part_summary(refinement: Refinement, part: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _part_summary(refinement: Refinement, part: Mapping[str, Any]) -> dict[str, Any]:
     """Return agreement before and after on one part of the split, and of the raters with each other."""
-    from raters.bootstrap import groups_or_items
-    from raters.dev_gate import DevLabels, decide, quantities
-    from raters.gold import gold_labels
+    from raters.dev_gate import decide, labelled_items
 
-    run, scale = refinement.run, refinement.run.dimension.scale
-    gold = gold_labels(run.corpus, run.dimension.name, run.gold_method, part["items"])
-    rows = np.searchsorted(part["items"], gold.items)
-    groups, by_group = groups_or_items(run.corpus.groups[gold.items])
-    labels = DevLabels(scale, quantities(gold.numbers, scale), groups, by_group)
+    run = refinement.run
+    items, labels = labelled_items(run.corpus, run.dimension, run.gold_method, part["items"])
+    rows = np.searchsorted(part["items"], items)
     before, after = ([_rows(one, rows) for one in part[when]] for when in ("before", "after"))
     settings = refinement.settings
     decision = decide(labels, before, after, settings.level, resamples=settings.resamples, seed=settings.seed)
     changes = {"mean": decision.mean, **dict(zip(refinement.names, decision.raters, strict=True))}
     return {
-        "items": len(gold.items),
-        "resampled": "groups" if by_group else "items",
-        "changes": {rater: _plain(dataclasses.asdict(change)) for rater, change in changes.items()},
+        "items": len(items),
+        "resampled": "groups" if labels.by_group else "items",
+        "changes": {rater: without_nan(dataclasses.asdict(change)) for rater, change in changes.items()},
         "between_raters": {when: _between(part[when], run) for when in ("before", "after")}
         if len(before) > 1
         else None,
@@ -119,7 +115,7 @@ def _between(raters: Sequence[RaterDraws], run: TraceRun) -> dict[str, float | N
     found = {"krippendorff_alpha": krippendorff_alpha(verdicts, ALPHA_LEVELS[scale.type], values).value}
     if scale.type in ("ordinal", "interval"):
         found["icc3_1"] = icc3(quantities(verdicts.T, scale))[0].value
-    return _plain(found)
+    return without_nan(found)
 
 
 def _rows(draws: RaterDraws, rows: NDArray[np.int64]) -> RaterDraws:
@@ -131,10 +127,6 @@ def _rows(draws: RaterDraws, rows: NDArray[np.int64]) -> RaterDraws:
         swapped=draws.swapped[rows],
         quantities=None if draws.quantities is None else draws.quantities[rows],
     )
-
-
-def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in record.items()}
 
 
 def _write_ratings(folder: Path, spec: RaterSpec, trials: Trials, run: TraceRun, items: NDArray[np.int64]) -> None:
@@ -178,8 +170,6 @@ def _write_ratings(folder: Path, spec: RaterSpec, trials: Trials, run: TraceRun,
 
 def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     """Yield what came out, for a reader."""
-    from raters.score_text import FIGURE_NAMES
-
     yield printable(f"{summary['corpus']}, {summary['dimension']} ({summary['scale']}): {summary['method']}")
     counts = summary["proposals"]
     made = sum(counts.values())
@@ -198,13 +188,15 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     for part in ("dev", "test"):
         if part in summary:
             yield ""
-            yield from _part_lines(part, summary[part], FIGURE_NAMES[summary["figure"]], summary["method"] != "paper")
+            yield from _part_lines(part, summary[part], summary["figure"], summary["method"] != "paper")
 
 
 def _part_lines(part: str, found: Mapping[str, Any], figure: str, gated: bool) -> Iterable[str]:
+    from raters.score_text import FIGURE_NAMES
+
     decided = " (these items decided what was kept)" if gated else " (kept whatever they say)"
     again = decided if part == "dev" else " (rated once)"
-    yield f"{part} split, {found['items']:,} items{again}: {figure} with people's label"
+    yield f"{part} split, {found['items']:,} items{again}: {FIGURE_NAMES[figure]} with people's label"
     changes = found["changes"]
     for name, change in changes.items():
         if name == "mean" and len(changes) == 2:
@@ -220,11 +212,4 @@ def _part_lines(part: str, found: Mapping[str, Any], figure: str, gated: bool) -
         for name in between["before"]:
             cells = [between[when][name] for when in ("before", "after")]
             shown = ["-" if cell is None else f"{cell:.3f}" for cell in cells]
-            yield f"  raters with each other, {figure_name(name)}: original {shown[0]}, refined {shown[1]}"
-
-
-def figure_name(name: str) -> str:
-    """Return a figure's name for a reader."""
-    from raters.score_text import FIGURE_NAMES
-
-    return FIGURE_NAMES[name]
+            yield f"  raters with each other, {FIGURE_NAMES[name]}: original {shown[0]}, refined {shown[1]}"

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     from raters.gold import default_method
     from raters.rater_draws import in_one_line
     from raters.report import report_html
-    from raters.runs import RunFolder, git_revision, run_name, versions
+    from raters.runs import RunFolder, git_revision, stage_folder, versions
     from raters.score_text import score_lines
     from raters.scoring import score
 
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     method = options.labels or default_method(dimension.scale)
     scored = f"{len(raters)} rater(s) of {len(raters[0].items):,} items on {dimension.name} ({dimension.scale})"
     say(in_one_line(f"corpus {corpus.name}: {scored}, labels: {method}"))
-    out = Path(options.out) if options.out else Path("runs") / run_name(corpus, dimension.name) / STAGE
+    out = stage_folder(options.out, corpus, dimension.name, STAGE)
     read = {str(one.path.resolve()): rater.sha256 for one, rater in zip(rated, raters, strict=True)}
     inputs = {**corpus.sha256, **read}
     identity = {

@@ -15,7 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raters.agreement import cohen_kappa, kendall_tau_b
-from raters.bootstrap import RESAMPLES, Sums, bootstrap
+from raters.bootstrap import RESAMPLES, Sums, bootstrap, groups_or_items
+from raters.corpora import Corpus
+from raters.corpus_files import Dimension
+from raters.drawing import work_order
+from raters.gold import GoldMethod, gold_labels
 from raters.intervals import difference_of
 from raters.pairs import Floats, pairs_of
 from raters.rater_draws import RaterDraws
@@ -104,6 +108,27 @@ class DevLabels:
         ones = np.ones(len(cells))
         num_groups = int(self.groups.max(initial=-1)) + 1
         return Sums(self.groups, cells, ones, num_groups, len(pairs.counts), figures, lambda name, totals: "")
+
+
+def labelled_items(
+    corpus: Corpus, dimension: Dimension, method: GoldMethod, items: NDArray[np.int64], limit: int | None = None
+) -> tuple[NDArray[np.int64], DevLabels]:
+    """Return those of some items that have a gold label, by corpus index ascending, and their labels.
+
+    Args:
+        corpus: Where they are.
+        dimension: What they are labelled on.
+        method: How several people's labels become one.
+        items: Corpus indices of the items.
+        limit: Most of them; a fair sample.
+    """
+    gold = gold_labels(corpus, dimension.name, method, items)
+    chosen = np.arange(len(gold))
+    if limit is not None and limit < len(gold):
+        chosen = np.sort(np.searchsorted(gold.items, work_order(corpus, dimension.name, gold.items, 0)[:limit]))
+    kept = gold.items[chosen]
+    groups, by_group = groups_or_items(corpus.groups[kept])
+    return kept, DevLabels(dimension.scale, quantities(gold.numbers[chosen], dimension.scale), groups, by_group)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-import numpy as np
-
-from raters.dev_gate import Change, Decision
+from raters.dev_gate import Decision
 from raters.guideline_text import Guideline
 from raters.guidelines import Attempt
-from raters.journal import Record
+from raters.journal import Record, without_nan
 
 
 def provenance(guideline: Guideline, original: Guideline, attempts: Sequence[Attempt], figure: str) -> Iterator[Record]:
@@ -67,10 +64,5 @@ def proposals(attempts: Sequence[Attempt], names: Sequence[str], figure: str) ->
 def _decided(decision: Decision | None, names: Sequence[str]) -> Record:
     if decision is None:
         return {"before": None, "after": None, "low": None, "high": None, "p": None}
-    each = {name: _plain(change) for name, change in zip(names, decision.raters, strict=False)}
-    return {**_plain(decision.mean), **({"raters": each} if names else {})}
-
-
-def _plain(change: Change) -> dict[str, Any]:
-    values = dataclasses.asdict(change)
-    return {name: None if np.isnan(value) else value for name, value in values.items()}
+    each = {name: without_nan(dataclasses.asdict(change)) for name, change in zip(names, decision.raters, strict=False)}
+    return {**without_nan(dataclasses.asdict(decision.mean)), **({"raters": each} if names else {})}

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,13 @@ def _writing(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror}); mend that and try again") from error
+
+
+def without_nan(record: Mapping[str, Any]) -> Record:
+    """Return a record with null for nan and infinities, which JSON lacks."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
 
 
 def sha256_of(text: str) -> str:

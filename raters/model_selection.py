@@ -17,16 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raters.bootstrap import groups_or_items
 from raters.corpora import Corpus
-from raters.dev_gate import DevLabels, choice_figure, quantities
-from raters.drawing import work_order
+from raters.dev_gate import DevLabels, choice_figure, labelled_items
 from raters.gold import gold_labels
 from raters.journal import Journal
-from raters.label_probabilities import joined_draws
 from raters.ledger import UNDRAWN
 from raters.models.protocol import Model
-from raters.rater_draws import RaterDraws
 from raters.rater_files import RaterSpec
 from raters.rating import RatingRun, RatingSheet
 from raters.records import DataError
@@ -85,45 +81,24 @@ class DevSplit:
             DataError: If none is labelled, or all have the same label.
         """
         name, scale = run.dimension.name, run.dimension.scale
-        gold = gold_labels(run.corpus, name, run.gold_method, run.split.indices("dev"))
+        dev = run.split.indices("dev")
+        items, labels = labelled_items(run.corpus, run.dimension, run.gold_method, dev, limit)
         where = f"corpus {run.corpus.name}: the dev split"
         mend = "label more, or infer under another --split-seed"
-        if not len(gold):
+        if not len(items):
             raise DataError(f"{where} has no item with a label on {name}, by which a checkpoint is chosen; {mend}")
-        chosen = np.arange(len(gold))
-        if limit is not None and limit < len(gold):
-            order = work_order(run.corpus, name, gold.items, 0)[:limit]
-            chosen = np.sort(np.searchsorted(gold.items, order))
-        items, numbers = gold.items[chosen], gold.numbers[chosen]
-        if len(np.unique(numbers)) < 2:
-            label = scale.label(float(numbers[0]))
+        if len(np.unique(labels.gold)) < 2:
+            same = gold_labels(run.corpus, name, run.gold_method, items[:1]).numbers[0]
             raise DataError(
-                f"{where}: its {len(items)} labelled items all have {name} {label}, so that no checkpoint can be told "
-                f"from another; {mend}"
+                f"{where}: its {len(items)} labelled items all have {name} {scale.label(float(same))}, so that no "
+                f"checkpoint can be told from another; {mend}"
             )
-        groups, by_group = groups_or_items(run.corpus.groups[items])
-        return cls(run.corpus, items, DevLabels(scale, quantities(numbers, scale), groups, by_group))
+        return cls(run.corpus, items, labels)
 
     def figure(self, sheet: RatingSheet) -> float:
         """Return the choice figure of a filled sheet over these items (see `dev_gate`)."""
-        spec = sheet.spec
-        values = None
-        if sheet.with_probabilities:
-            joined = [
-                joined_draws(numbers, told, spec.aggregate, spec.dimension.scale)
-                for numbers, told in zip(sheet.numbers, sheet.probabilities, strict=True)
-            ]
-            values = np.array([np.nan if value is None else value for value in joined])
-        draws = RaterDraws(
-            name=spec.model,
-            items=sheet.items,
-            numbers=sheet.numbers,
-            drawn=np.full(len(sheet.items), sheet.numbers.shape[1]),
-            swapped=np.zeros(sheet.numbers.shape, bool),
-            aggregate=spec.aggregate,
-            quantities=values,
-        )
-        return self.labels.sums(draws).points()[choice_figure(spec.dimension.scale)].value
+        figure = choice_figure(sheet.spec.dimension.scale)
+        return self.labels.sums(sheet.as_draws(sheet.spec.model)).points()[figure].value
 
 
 @dataclass

@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -107,7 +108,7 @@ class RaterSpec:
         texts = None if self.reasoning else label_texts(self.dimension.scale) or None
         return replace(self.settings, label_logprobs=texts)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of all that decides a verdict: everything but `seen`, `certificate`, and how many draws there are."""
         record = self.as_record()

@@ -32,6 +32,7 @@ from raters.label_probabilities import (
 from raters.ledger import UNDRAWN, UNREADABLE
 from raters.models import open_model
 from raters.models.protocol import Completion, Model
+from raters.rater_draws import RaterDraws
 from raters.rater_files import RaterSpec, read_rater
 from raters.records import ConfigError, DataError, Item, Label, ModelError, is_utf8, shown
 from raters.scales import PairwiseScale, listed_labels
@@ -296,13 +297,12 @@ class RatingSheet:
             DataError: If a line is not a rating.
         """
         rows = {self.corpus.item_ids[item]: row for row, item in enumerate(self.items)}
-        sha256 = self.spec.sha256
         for line_number, _, record in lines:
             try:
                 row, draw = rows.get(record["item_id"]), record["draw"]
                 if type(draw) is not int or draw < 0:
                     raise ValueError(f"draw {draw!r}")
-                if record["rater_sha256"] != sha256:
+                if record["rater_sha256"] != self.spec.sha256:
                     raise ValueError(f"rater_sha256 {shown(record['rater_sha256'])} is another rater's")
                 if record["verdict"] is not None:
                     self.spec.dimension.scale.canonical(record["verdict"])
@@ -328,13 +328,33 @@ class RatingSheet:
             for row in np.flatnonzero(self.numbers[:, draw] == UNDRAWN).tolist():
                 yield row, draw
 
+    def _joined(self, row: int) -> float | None:
+        """Return what the draws of a row say together, as a quantity; None if nothing can be read."""
+        made = self.numbers[row] != UNDRAWN
+        told = self.probabilities[row, made]
+        return joined_draws(self.numbers[row, made], told, self.spec.aggregate, self.spec.dimension.scale)
+
+    def as_draws(self, name: str) -> RaterDraws:
+        """Return what was drawn so far as what is held against people, without the order that pairs were shown in.
+
+        Args:
+            name: Of the rater.
+        """
+        values = None
+        if self.with_probabilities:
+            joined = map(self._joined, range(len(self.items)))
+            values = np.array([np.nan if value is None else value for value in joined])
+        drawn = (self.numbers != UNDRAWN).sum(axis=1)
+        no_swap = np.zeros(self.numbers.shape, bool)
+        return RaterDraws(name, self.items, self.numbers, drawn, no_swap, self.spec.aggregate, values)
+
     def verdicts(self) -> Iterator[dict[str, Any]]:
         """Yield what the draws of each item say together, in the order of the corpus."""
         scale = self.spec.dimension.scale
         for row in np.argsort(self.items, kind="stable").tolist():
             numbers = self.numbers[row]
             made = numbers[numbers != UNDRAWN]
-            value = joined_draws(made, self.probabilities[row, numbers != UNDRAWN], self.spec.aggregate, scale)
+            value = self._joined(row)
             yield {
                 "item_id": self.corpus.item_ids[self.items[row]],
                 "dimension": self.spec.dimension.name,
@@ -359,7 +379,6 @@ class RatingRun:
         self.sheet, self.journal = sheet, journal
         self.source = Source(model, sheet.spec.question)
         self.pool = DrawPool(sheet.spec.asked_settings, concurrency, {model.spec} if sheet.draws else set())
-        self._sha256 = sheet.spec.sha256
         self._on_draw = on_draw
 
     async def run(self) -> None:
@@ -382,7 +401,7 @@ class RatingRun:
             "dimension": spec.dimension.name,
             "draw": number,
             "model": spec.model,
-            "rater_sha256": self._sha256,
+            "rater_sha256": spec.sha256,
             "seed": draw.seed,
             "swapped": draw.swapped,
             "trace": draw.trace,

@@ -158,6 +158,11 @@ def run_name(corpus: Corpus, dimension: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip(".") or "corpus"
 
 
+def stage_folder(given: str | None, corpus: Corpus, dimension: str, stage: str) -> Path:
+    """Return the folder of a stage's run: the one that was asked for, or runs/<corpus>[-<dimension>]/<stage>."""
+    return Path(given) if given else Path("runs") / run_name(corpus, dimension) / stage
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide a run, as far as installed."""
     found = {"python": platform.python_version()}

@@ -25,6 +25,7 @@ from raters.corpus_files import AnnotationTable, Dimension
 from raters.gold import GoldMethod, gold_labels, gold_of_numbers
 from raters.habits import confusion, length_correlation, position, shares
 from raters.intervals import INTERVAL_METHOD, TEST_METHOD, holm
+from raters.journal import without_nan
 from raters.rater_draws import RaterDraws
 from raters.records import ConfigError, DataError
 from raters.reliability import alpha_sums, as_table, ceiling_sums, icc3_sums, labels_suffice
@@ -296,14 +297,7 @@ def _farther(gold: NDArray[np.float64], low: float, high: float) -> NDArray[np.f
 
 
 def _interval(resampled: Resampled, name: str, figure: str) -> dict[str, Any]:
-    return _plain(dataclasses.asdict(resampled.interval(name, figure)))
-
-
-def _plain(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with null for nan, as strict JSON wants it."""
-    return {
-        key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in record.items()
-    }
+    return without_nan(dataclasses.asdict(resampled.interval(name, figure)))
 
 
 def _rater_record(
@@ -314,7 +308,7 @@ def _rater_record(
     names = METRICS_BY_SCALE[scale.type]
     readable = np.isfinite(verdicts)
     test = alternative_annotator_test(people.table, verdicts, scale.type, figures.quantities, epsilon)
-    alternative = _plain(dataclasses.asdict(test))
+    alternative = without_nan(dataclasses.asdict(test))
     alternative["annotators_tested"] = len(alternative.pop("annotators"))
     return {
         "rater": rater.name,
@@ -365,8 +359,8 @@ def _differences(figures: _Figures, resampled: Resampled, names: Sequence[str]) 
         for one, other in combinations(range(figures.compared), 2):
             called = figures.raters[one].name, figures.raters[other].name
             first, second = figures.both_key(name, one, other), figures.both_key(name, other, one)
-            difference = _plain(dataclasses.asdict(resampled.difference(first, second, name, called=called)))
+            difference = without_nan(dataclasses.asdict(resampled.difference(first, second, name, called=called)))
             rows.append({"figure": name, "raters": list(called), **difference})
         corrected = holm([np.nan if row["p"] is None else row["p"] for row in rows])
-        found += [{**row, **_plain({"p_holm": p})} for row, p in zip(rows, corrected, strict=True)]
+        found += [{**row, **without_nan({"p_holm": p})} for row, p in zip(rows, corrected, strict=True)]
     return found

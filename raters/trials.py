@@ -120,14 +120,7 @@ class Trials:
             WorkEnds: If the draws that are missing exceed the budget, or the user stops.
             JudgeseyeError: If its model fails. What arrived is in the journal.
         """
-        sheet = await self.sheet(spec, items, draws)
-        drawn = (sheet.numbers != UNDRAWN).sum(axis=1)
-        no_swap = np.zeros(sheet.numbers.shape, bool)
-        told = None
-        if sheet.with_probabilities:
-            values = [record["value"] for record in sheet.verdicts()]
-            told = np.array([np.nan if value is None else value for value in values])
-        return RaterDraws(name, sheet.items, sheet.numbers, drawn, no_swap, spec.aggregate, told)
+        return (await self.sheet(spec, items, draws)).as_draws(name)
 
     async def sheet(self, spec: RaterSpec, items: NDArray[np.int64], draws: int) -> RatingSheet:
         """Return the filled sheet of a rater over items; see `rate`."""

@@ -15,8 +15,9 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 HEAVY = frozenset(
     "torch transformers peft trl datasets openai vllm ray matplotlib sklearn sentence_transformers".split()
 )
+OF_STAGES = ("inference", "refinement_inputs", "refinement", "finetuning")
 SHARED_BY_STAGES = frozenset(
-    f"pipelines{name}" for name in ("", ".options", ".command", ".screen", ".session", ".refinement", ".finetuning")
+    ["pipelines", *(f"pipelines.{name}" for name in ("options", "command", "screen", "session", *OF_STAGES))]
 )
 
 LAYERS = (
