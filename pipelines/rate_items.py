@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from raters.corpora import Corpus
     from raters.journal import Journal
     from raters.rater_files import RaterSpec
-    from raters.rating import RatingSheet
+    from raters.rating_runs import RatingSheet
     from raters.runs import RunFolder
     from raters.splits import Split
 
@@ -259,7 +259,7 @@ def _run(plan: _Plan, folder: RunFolder) -> RatingSheet | None:
     """Make the draws that are missing and write the results; return the sheet, None if the user stopped it."""
     from pipelines.screen import say
     from raters.journal import Journal
-    from raters.rating import RatingSheet
+    from raters.rating_runs import RatingSheet
 
     sheet = RatingSheet.empty(plan.corpus, plan.spec, plan.items, plan.draws)
     began = time.monotonic()
@@ -304,7 +304,7 @@ async def _draw(plan: _Plan, sheet: RatingSheet, journal: Journal) -> bool:
     """Make the draws that are missing; return False if the user stopped it."""
     from pipelines.screen import ProgressBar
     from raters.models import open_model
-    from raters.rating import RatingRun
+    from raters.rating_runs import RatingRun
 
     options = plan.options
     model = open_model(

@@ -264,7 +264,7 @@ def _generator(plan: Plan) -> tuple[str, str | None]:
 
 
 def _writer(plan: Plan, scribe: Any) -> Writer:
-    from raters.critiques import Embedder, KeptEmbedder, open_embedder
+    from raters.embedders import Embedder, KeptEmbedder, open_embedder
     from raters.extractive import ExtractiveWriter
     from raters.writers import ModelWriter
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raters.contrasts import SIGNIFICANT_Z, RuleContrast, contrast_presence, contrast_rules
-from raters.critiques import Clusters, Embedder, cluster, representatives
+from raters.critiques import Clusters, cluster, representatives
+from raters.embedders import Embedder
 from raters.guideline_text import MOST_EDIT_LINES, MOST_SECTION_LINES, Edit, Guideline, UnusableEditError
 from raters.models.embedded import STRENGTHS, read_steps
 from raters.observations import IN_WORDS

@@ -22,7 +22,7 @@ from raters.prompts import load_prompt
 from raters.questions import Question, fit_to_corpus
 from raters.rater_draws import RaterDraws
 from raters.rater_files import RaterSpec, default_aggregate
-from raters.rating import ask_once
+from raters.rating_runs import ask_once
 from raters.scales import IntervalScale, NominalScale, PairwiseScale
 
 RULE_READER_DRAWS = 8

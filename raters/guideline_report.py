@@ -6,7 +6,6 @@ policy forbids scripts and requests besides, and no character is left that could
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -14,9 +13,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from raters.guideline_figures import difference_text, is_known, number_text, p_text, path_of
 from raters.guideline_text import Guideline, Line
 from raters.journal import Record
-from raters.report_markup import COLOURS, join, markup, table
+from raters.report_markup import join, markup, table
 from raters.report_page import PAGE, STYLE
 from raters.score_text import FIGURE_NAMES
 
@@ -81,7 +81,7 @@ def guideline_report_html(
         _head(summary, figure),
         _guideline(refined, original, by_line, by_proposal, summary["raters"]),
         _taken_out(refined, kept, by_line, summary["raters"]),
-        _path(kept, summary["raters"], figure, ungated=summary["method"] == "paper"),
+        path_of(kept, summary["raters"], figure, ungated=summary["method"] == "paper"),
         _agreement(summary, figure),
         _not_kept([record for record in tried if record["outcome"] != "kept"], summary["raters"], bool(kept)),
     ]
@@ -114,33 +114,12 @@ def _visible(page: str) -> str:
     )
 
 
-def _known(*values: float | None) -> bool:
-    return all(value is not None and math.isfinite(value) for value in values)
-
-
-def _number(value: float | None, form: str = "z.3f") -> str:
-    """Return a number, or a dash for one that is None or not finite."""
-    return format(value, form) if value is not None and math.isfinite(value) else "-"
-
-
-def _p(value: float | None) -> str:
-    return "< 0.0001" if value is not None and 0 <= value < 0.00005 else _number(value, ".4f")
-
-
-def _difference(change: Mapping[str, Any]) -> str:
-    """Return what a change did, with its interval: `+0.354 [+0.225, +0.483]`."""
-    if not _known(change["before"], change["after"]):
-        return "-"
-    interval = f" [{change['low']:+z.3f}, {change['high']:+z.3f}]" if _known(change["low"], change["high"]) else ""
-    return f"{change['after'] - change['before']:+z.3f}{interval}"
-
-
 def _changed(change: Mapping[str, Any]) -> str:
     """Return figures before and after with the difference in a line; why there are none otherwise."""
     if change["before"] is None and change["after"] is None:
         return "not rated"
-    values = f"{_number(change['before'])} to {_number(change['after'])}"
-    return f"{values}, {_difference(change)}, one-sided p {_p(change['p'])}"
+    values = f"{number_text(change['before'])} to {number_text(change['after'])}"
+    return f"{values}, {difference_text(change)}, one-sided p {p_text(change['p'])}"
 
 
 def _outcome(summary: Mapping[str, Any], figure: str) -> str:
@@ -159,16 +138,17 @@ def _outcome(summary: Mapping[str, Any], figure: str) -> str:
         return f"The guideline changed, and the test split was not rated. {said}"
     change = summary["test"]["changes"]["mean"]
     mean = " on average over the raters" if len(summary["raters"]) > 1 else ""
-    if not _known(change["before"], change["after"]):
+    if not is_known(change["before"], change["after"]):
         return f"The guideline changed; what that did on the test split cannot be said. {said}"
     gain = change["after"] - change["before"]
     verb = "rose" if gain > 0 else "fell" if gain < 0 else "stayed"
     chance = ""
-    if _known(change["low"], change["high"]) and change["low"] <= 0 <= change["high"]:
+    if is_known(change["low"], change["high"]) and change["low"] <= 0 <= change["high"]:
         chance = "; the interval holds zero"
     return (
         f"The guideline changed: on the test split {figure} with people {verb}{mean} from {change['before']:.3f} to "
-        f"{change['after']:.3f} (difference {_difference(change)}, one-sided p {_p(change['p'])}{chance}). {said}"
+        f"{change['after']:.3f} (difference {difference_text(change)}, one-sided p {p_text(change['p'])}{chance}). "
+        f"{said}"
     )
 
 
@@ -328,135 +308,6 @@ def _taken_out(
     return markup("<h2>Lines that no longer stand</h2>\n{}", join(parts, "\n")) if parts else Markup()
 
 
-def _path(kept: Sequence[Record], raters: Sequence[str], figure: str, *, ungated: bool) -> Markup:
-    """Return the dev figure over the kept proposals, drawn and as a table; nothing if none was kept."""
-    if not kept:
-        return Markup()
-    several = len(raters) > 1
-    changes: list[tuple[str, str, str, list[Mapping[str, Any]]]] = []
-    if several:
-        changes.append(("mean of the raters", "people", "mean", list(kept)))
-    for place, name in enumerate(raters):
-        own = [record.get("raters", {}).get(name, {}) if several else record for record in kept]
-        changes.append((name, f"c{place % COLOURS}", str(place + 1) if several else "", own))
-    series = [
-        (name, colour, mark, [one[0].get("before"), *(change.get("after") for change in one)])
-        for name, colour, mark, one in changes
-    ]
-    numbers = [record["proposal"] for record in kept]
-    key = join(
-        markup('<li><i class="{}"></i>{}</li>', colour, f"{mark}: {name}" if mark.isdigit() else name)
-        for name, colour, mark, _ in series
-    )
-    heads = ["proposal", "before", "after", "difference", "one-sided p"]
-    heads += [f"after, {name}" for name in raters] if several else []
-    rows = [
-        (
-            record["proposal"],
-            [
-                _number(record["before"]),
-                _number(record["after"]),
-                _difference(record),
-                _p(record["p"]),
-                *([_number(values[place]) for *_, values in series[1:]] if several else []),
-            ],
-        )
-        for place, record in enumerate(kept, start=1)
-    ]
-    return markup(
-        "<h2>{} on dev over the kept proposals</h2>\n<p>Upright bars: the 95 % interval of a proposal's rise{}, set on "
-        "the figure before it. {}</p>\n"
-        '<ul class="key">{}</ul>\n<figure>{}</figure>\n{}',
-        figure,
-        " in the mean" if several else "",
-        "" if ungated else "These items decided what was kept, so the figures flatter.",
-        key,
-        _drawing(series, kept, numbers, figure),
-        table(heads, rows, [""] * 4 + ["wide"] * (len(heads) - 5)),
-    )
-
-
-def _drawing(
-    series: Sequence[tuple[str, str, str, Sequence[float | None]]],
-    kept: Sequence[Record],
-    numbers: Sequence[int],
-    figure: str,
-) -> Markup:
-    """Return a line for each series over the kept proposals; the first has the intervals."""
-    left, right, top, bottom = 44.0, 314.0, 10.0, 190.0
-    intervals = [
-        (place, record["before"] + record["low"], record["before"] + record["high"])
-        for place, record in enumerate(kept, start=1)
-        if _known(record["before"], record["low"], record["high"])
-    ]
-    known = [value for *_, values in series for value in values if value is not None and math.isfinite(value)]
-    known += [end for _, *ends in intervals for end in ends]
-    if not known:
-        return Markup("<figcaption>No figure is known.</figcaption>")
-    spread = max(known) - min(known)
-    step = next((step for step in (0.02, 0.05, 0.1, 0.2, 0.25) if spread <= 6 * step), 0.5)
-    low, high = math.floor(min(known) / step), max(math.ceil(max(known) / step), math.floor(min(known) / step) + 1)
-
-    def x(place: int) -> float:
-        return left + (right - left) * place / len(kept)
-
-    def y(value: float) -> float:
-        return bottom - (bottom - top) * (value / step - low) / (high - low)
-
-    parts = []
-    for tick in range(low, high + 1):
-        parts.append(_segment("grid" if tick else "zero", left - 4, y(tick * step), right, y(tick * step)))
-        parts.append(_words(left - 8, y(tick * step) + 4, f"{tick * step:.2f}", "end", "m"))
-    every = math.ceil(len(kept) / 10)
-    for place, name in enumerate(("original", *map(str, numbers))):
-        if place % every == 0:
-            parts.append(_words(x(place), bottom + 17, name, "middle", "m"))
-    parts.append(_words((left + right) / 2, bottom + 33, "after proposal", "middle", "m"))
-    parts += [
-        _segment(f"line {series[0][1]}", x(place), y(first), x(place), y(last)) for place, first, last in intervals
-    ]
-    marks = []
-    for name, colour, mark, values in reversed(series):
-        points = [(x(place), y(value)) for place, value in enumerate(values) if value is not None and _known(value)]
-        drawn = " ".join(f"{across:.1f},{down:.1f}" for across, down in points)
-        parts.append(markup('<g><title>{}</title><polyline class="line {}" points="{}"/>', name, colour, drawn))
-        parts += [
-            markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3.5"/>', colour, across, down)
-            for across, down in points
-        ]
-        parts.append(Markup("</g>"))
-        marks += [(points[-1][1] + 4, mark)] if points and mark else []
-    lowest = -math.inf
-    for down, mark in sorted(marks):
-        lowest = max(down, lowest + 11)
-        parts.append(_words(right + 8, lowest, mark))
-    path = ", ".join(
-        f"{name} {_number(value)}"
-        for name, value in zip(
-            ("original", *(f"after proposal {number}" for number in numbers)), series[0][3], strict=True
-        )
-    )
-    return markup(
-        '<svg viewBox="0 0 360 {:.0f}" role="img" aria-labelledby="path-title path-desc"><title id="path-title">{} on '
-        'dev over the kept proposals</title>\n<desc id="path-desc">{}: {}. All figures are in the table below.</desc>\n'
-        "{}\n</svg>",
-        max(bottom + 40, lowest + 6),
-        figure,
-        series[0][0],
-        path,
-        join(parts, "\n"),
-    )
-
-
-# As in report.py, whose own are about to move.
-def _segment(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
-    return markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>', kind, x1, y1, x2, y2)
-
-
-def _words(x: float, y: float, text: object, anchor: str = "start", kind: str = "") -> Markup:
-    return markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>', kind, x, y, anchor, text)
-
-
 def _agreement(summary: Mapping[str, Any], figure: str) -> Markup:
     """Return agreement with people and of the raters with each other, before and after, on test and on dev."""
     decided = "nothing, by this method" if summary["method"] == "paper" else "what was kept"
@@ -471,18 +322,20 @@ def _agreement(summary: Mapping[str, Any], figure: str) -> Markup:
             continue
         heading = f"{part.capitalize()} split: {found['items']:,} items, {note}; {found['resampled']} are resampled"
         changes = found["changes"]
-        names = [*((name, name) for name in summary["raters"]), ("mean of the raters", "mean")]
+        rated = [(name, changes[name]) for name in summary["raters"]]
+        if len(rated) > 1:
+            rated.append(("mean of the raters", changes["mean"]))
         rows = [
-            (shown, [_number(changes[name]["before"]), _number(changes[name]["after"]), _difference(changes[name]),
-                     _p(changes[name]["p"])])
-            for shown, name in (names if len(summary["raters"]) > 1 else names[:1])
-        ]  # fmt: skip
+            (shown, [number_text(one["before"]), number_text(one["after"]), difference_text(one), p_text(one["p"])])
+            for shown, one in rated
+        ]
         heads = [f"rater, {part} split", "original", "refined", "difference", "one-sided p"]
         parts.append(markup("<h3>{}</h3>\n{}", heading, table(heads, rows)))
         if between := found["between_raters"]:
             before, after = between["before"], between["after"]
             rows = [
-                (FIGURE_NAMES.get(name, name), [_number(before[name]), _number(after.get(name))]) for name in before
+                (FIGURE_NAMES.get(name, name), [number_text(before[name]), number_text(after.get(name))])
+                for name in before
             ]
             parts.append(table([f"raters with each other, {part}", "original", "refined"], rows))
     return join(parts, "\n")

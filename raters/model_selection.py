@@ -24,7 +24,7 @@ from raters.journal import Journal
 from raters.ledger import UNDRAWN
 from raters.models.protocol import Model
 from raters.rater_files import RaterSpec
-from raters.rating import RatingRun, RatingSheet
+from raters.rating_runs import RatingRun, RatingSheet
 from raters.records import DataError
 from raters.trace_runs import TraceRun
 

@@ -113,3 +113,13 @@ def rater_heads(columns: Sequence[Column]) -> tuple[list[Markup], list[str]]:
         how = f"{column.scores['aggregate']} of {draws} draws" if draws > 1 else "1 draw"
         heads.append(markup("{}<small>{}</small>", column.name, how))
     return heads, ["floor" if column.floor else "" for column in columns]
+
+
+def segment(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+    """Return a line of a drawing."""
+    return markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>', kind, x1, y1, x2, y2)
+
+
+def words(x: float, y: float, text: object, anchor: str = "start", kind: str = "") -> Markup:
+    """Return a text of a drawing."""
+    return markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>', kind, x, y, anchor, text)

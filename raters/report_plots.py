@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from raters.report_markup import Column, join, markup, table
+from raters.report_markup import Column, join, markup, segment, table, words
 from raters.score_text import FIGURE_NAMES, figure_text, percent, without_middle
 
 _WIDTH = 360
@@ -27,14 +27,6 @@ def _svg(height: float, label: str, parts: Iterable[Markup]) -> Markup:
         label,
         join(parts, "\n"),
     )
-
-
-def _segment(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
-    return markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>', kind, x1, y1, x2, y2)
-
-
-def _words(x: float, y: float, text: object, anchor: str = "start", kind: str = "") -> Markup:
-    return markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>', kind, x, y, anchor, text)
 
 
 def agreement_plot(name: str, scores: Mapping[str, Any], columns: Sequence[Column]) -> Markup:
@@ -62,21 +54,21 @@ def agreement_plot(name: str, scores: Mapping[str, Any], columns: Sequence[Colum
         )
     ticks = [tick * step for tick in range(math.ceil(low / step), round(1 / step) + 1)]
     for tick in ticks:
-        parts.append(_segment("grid" if tick else "zero", x(tick), top, x(tick), bottom))
-        parts.append(_words(x(tick), bottom + 14, f"{tick:g}", "middle", "m"))
+        parts.append(segment("grid" if tick else "zero", x(tick), top, x(tick), bottom))
+        parts.append(words(x(tick), bottom + 14, f"{tick:g}", "middle", "m"))
     if ceiling["value"] is not None:
-        parts.append(_segment("ceiling", x(ceiling["value"]), top, x(ceiling["value"]), bottom))
+        parts.append(segment("ceiling", x(ceiling["value"]), top, x(ceiling["value"]), bottom))
     for place, column in enumerate(columns):
         figure, y = column.scores["agreement"][name], top + 34 * place
         value = figure_text(figure)
         parts += [
             markup("<g><title>{}: {} {}</title>", column.name, value, figure["reason"]),
             markup('<rect class="bare" x="0" y="{:.1f}" width="{}" height="17"/>', y, _WIDTH),
-            _words(_LEFT, y + 14, without_middle(column.name, _LONGEST_NAME)),
-            _words(_RIGHT, y + 14, value, "end", "m"),
+            words(_LEFT, y + 14, without_middle(column.name, _LONGEST_NAME)),
+            words(_RIGHT, y + 14, value, "end", "m"),
         ]
         if figure["value"] is not None and figure["low"] is not None:
-            parts.append(_segment(f"line {column.colour}", x(figure["low"]), y + 24, x(figure["high"]), y + 24))
+            parts.append(segment(f"line {column.colour}", x(figure["low"]), y + 24, x(figure["high"]), y + 24))
         if figure["value"] is not None:
             parts.append(
                 markup(
@@ -112,14 +104,14 @@ def distributions(columns: Sequence[Column]) -> Markup:
     most = max([0.01, *(shares[label] or 0.0 for *_, shares in series for label in labels)])
     y, parts = 4.0, []
     for label in labels:
-        parts.append(_words(0, y + 12, without_middle(label, _LONGEST_NAME)))
+        parts.append(words(0, y + 12, without_middle(label, _LONGEST_NAME)))
         y += 17
         for name, colour, hollow, shares in series:
             width = 300 * (shares[label] or 0.0) / most
             parts.append(
                 Markup('<g><title>{}, {}: {}</title><rect class="{} {}" x="1" y="{:.1f}" width="{:.1f}" height="8"/>'
                        "{}</g>").format(name, label, percent(shares[label]), "hollow" if hollow else "dot", colour,
-                                        y, max(width, 0.1), _words(6 + width, y + 8.5, percent(shares[label]),
+                                        y, max(width, 0.1), words(6 + width, y + 8.5, percent(shares[label]),
                                                                    kind="m"))
             )  # fmt: skip
             y += 12
@@ -200,10 +192,10 @@ def utilisation_plot(summary: Mapping[str, Any]) -> Markup:
 
     parts = []
     for tick in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(_segment("grid" if tick else "zero", 40, y(tick), 340, y(tick)))
-        parts.append(_words(34, y(tick) + 4, f"{tick:.0%}", "end", "m"))
-    parts += [_words(x(point), bottom + 15, point["k"], "middle", "m") for point in points]
-    parts.append(_words(190, bottom + 31, "draws for an item", "middle", "m"))
+        parts.append(segment("grid" if tick else "zero", 40, y(tick), 340, y(tick)))
+        parts.append(words(34, y(tick) + 4, f"{tick:.0%}", "end", "m"))
+    parts += [words(x(point), bottom + 15, point["k"], "middle", "m") for point in points]
+    parts.append(words(190, bottom + 31, "draws for an item", "middle", "m"))
     edges = [[(point, point["null"] + sign * 1.96 * (point["null_sd"] or 0.0)) for point in known] for sign in (1, -1)]
     band = path([*edges[0], *reversed(edges[1])])
     parts.append(markup('<polygon class="null" points="{}"/>', band))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import statistics
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raters.journal import Record, write_atomically
-from raters.models.protocol import one_line
+from raters.journal import Record
+from raters.plots import new_plot, save_plot
 
 
 def seeds_summary(results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
@@ -71,24 +69,10 @@ def _placed(lines: Sequence[Record]) -> list[tuple[int, Record]]:
 
 
 def _plot(curves: Mapping[int, Sequence[tuple[int, float]]], label: str, path: Path, title: str, marker: Any) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "judgeseye"
-    figure, axes = pyplot.subplots(figsize=(5.6, 3.6), layout="constrained")
+    figure, axes = new_plot(title)
     for place, (seed, points) in enumerate(curves.items()):
         axes.plot(*zip(*points, strict=True), color=f"C{place % 10}", marker=marker, markersize=3, label=f"seed {seed}")
     axes.set(xlabel="optimizer step", ylabel=label)
-    axes.set_title(one_line(title, 80).replace("$", r"\$"))
-    axes.grid(color="0.92")
     if len(curves) > 1:
         axes.legend(frameon=False)
-    with warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes, which is no news for a terminal.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        drawing = io.BytesIO()
-        figure.savefig(drawing, format="svg", metadata={"Date": None})
-    write_atomically(path, drawing.getvalue())
-    pyplot.close(figure)
+    save_plot(figure, path)

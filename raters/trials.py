@@ -20,7 +20,7 @@ from raters.ledger import UNDRAWN
 from raters.models.protocol import Model
 from raters.rater_draws import RaterDraws
 from raters.rater_files import RaterSpec
-from raters.rating import RatingRun, RatingSheet
+from raters.rating_runs import RatingRun, RatingSheet
 
 
 class WorkEnds(Exception):

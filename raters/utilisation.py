@@ -7,8 +7,6 @@ labels.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -19,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raters.drawing import is_swapped
-from raters.journal import write_atomically
 from raters.ledger import CHANCES, UNDRAWN, Ledger
-from raters.models.protocol import one_line
+from raters.plots import new_plot, save_plot
 from raters.sampling import SamplingOptions
 from raters.scales import IntervalScale, PairwiseScale, listed_labels
 
@@ -287,15 +284,9 @@ def _position(ledger: Ledger, options: SamplingOptions) -> dict[str, Any] | None
 
 def plot_utilisation(summary: Mapping[str, Any], path: Path, title: str) -> None:
     """Draw utilisation beside its null over the number of draws, as SVG."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "judgeseye"
     points: Sequence[Mapping[str, float]] = summary["utilisation"]
     counts = [point["k"] for point in points]
-    figure, axes = pyplot.subplots(figsize=(5.6, 3.6), layout="constrained")
+    figure, axes = new_plot(title)
     known = [point for point in points if point["null"] is not None]
     known_counts = [point["k"] for point in known]
     null = np.array([100 * point["null"] for point in known])
@@ -308,13 +299,5 @@ def plot_utilisation(summary: Mapping[str, Any], path: Path, title: str) -> None
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.set(xlabel="draws for an item", ylabel="labels with an accepted draw (%)", ylim=(0, 102))
-    axes.set_title(one_line(title, 80).replace("$", r"\$"))
-    axes.grid(color="0.92")
     axes.legend(frameon=False, loc="lower right")
-    with warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes, which is no news for a terminal.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        drawing = io.BytesIO()
-        figure.savefig(drawing, format="svg", metadata={"Date": None})
-    write_atomically(path, drawing.getvalue())
-    pyplot.close(figure)
+    save_plot(figure, path)

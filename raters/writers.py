@@ -18,7 +18,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from raters.critiques import Embedder, cluster, representatives
+from raters.critiques import cluster, representatives
+from raters.embedders import Embedder
 from raters.guideline_lint import Finding
 from raters.guideline_text import Action, Edit, Guideline, UnusableEditError
 from raters.journal import Record

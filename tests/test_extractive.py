@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raters.critiques import open_embedder
+from raters.embedders import open_embedder
 from raters.extractive import RULES_HEADING, ExtractiveWriter, sentences_of
 from raters.guideline_lint import Finding, GuidelineLint
 from raters.guideline_text import Guideline, Line

@@ -12,7 +12,7 @@ from scipy import stats
 from raters.model_selection import DevRater, DevSplit, Selection, replayed
 from raters.plain_raters import plain_rater
 from raters.rater_files import RaterSpec
-from raters.rating import RatingSheet
+from raters.rating_runs import RatingSheet
 from raters.records import DataError
 from raters.trace_runs import TraceRun
 from tests.small_corpora import NOMINAL, ScriptedModel, rating

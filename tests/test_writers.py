@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raters.critiques import open_embedder
+from raters.embedders import open_embedder
 from raters.guideline_lint import Finding, GuidelineLint
 from raters.guideline_text import Edit, Guideline
 from raters.journal import Record
