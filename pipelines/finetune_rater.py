@@ -15,7 +15,7 @@ from pydantic import Field
 from pipelines import screen
 from pipelines.command import INTERRUPTED, run_command
 from pipelines.options import StageOptions, parse_options
-from raters.records import JudgeseyeError
+from raters.records import MOST_DRAWS, JudgeseyeError
 
 if TYPE_CHECKING:
     from pipelines.finetuning import Plan
@@ -74,7 +74,7 @@ class FinetuneRaterOptions(StageOptions):
     eval_steps: int | None = Field(None, ge=1, description="steps between ratings of dev (default: 20, or fewer)")
     patience: int | None = Field(None, ge=1, description="steps without a better one that end it (default: 100)")
     dev_limit: int | None = Field(None, ge=2, description="most dev items that choose a checkpoint (default: all)")
-    dev_draws: int = Field(4, ge=1, le=1024, description="draws for a dev item")
+    dev_draws: int = Field(4, ge=1, le=MOST_DRAWS, description="draws for a dev item")
     dev_max_tokens: int | None = Field(None, ge=1, description="most tokens of such a draw (default: 4096)")
     rating_batch: int = Field(32, ge=1, description="draws written at once")
     max_length: int | None = Field(None, ge=1, description="most tokens of an example (default: the base's context)")

@@ -22,7 +22,7 @@ from pipelines.command import INTERRUPTED, run_command
 from pipelines.options import StageOptions, parse_options
 from pipelines.session import draw_until_done, how_to_go_on, progress_text
 from raters.journal import to_line, write_atomically
-from raters.records import JudgeseyeError, StorageError
+from raters.records import MOST_DRAWS, JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
     from pipelines.inference import Plan
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from raters.runs import RunFolder
 
 STAGE = "infer_traces"
-MOST_DRAWS = 1024
 DESCRIPTION = """\
 Infer the thinking behind label-only annotations: draw up to k ratings for each item from a model that does not see
 the label, keep those that agree with the person, with their reasoning.
@@ -92,11 +91,6 @@ class InferTracesOptions(StageOptions):
     out: str | None = Field(None, description="folder of this run (default: runs/<corpus>[-<dimension>]/infer_traces)")
     new: bool = Field(False, description="start over; a run that stands in --out is kept beside it")
     show: int = Field(0, ge=0, description="print this many kept traces beside their items")
-
-    @property
-    def effective_strategy(self) -> Literal["adaptive", "fixed"]:
-        """The strategy asked for; keeping more than the first acceptance needs all draws."""
-        return self.strategy or ("adaptive" if self.keep == "first" else "fixed")
 
 
 def main(arguments: Sequence[str]) -> int:

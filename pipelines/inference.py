@@ -71,11 +71,11 @@ class Plan:
     @property
     def sampling(self) -> SamplingOptions:
         from raters.models.protocol import SamplingSettings
-        from raters.sampling import SamplingOptions
+        from raters.sampling import SamplingOptions, strategy_for
 
         options = self.options
         return SamplingOptions(
-            strategy=options.effective_strategy,
+            strategy=strategy_for(options.strategy, options.keep),
             seed=options.seed,
             tolerance=options.tolerance or 0.0,
             settings=SamplingSettings(options.temperature, options.top_p, options.max_tokens),
@@ -99,9 +99,11 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the meaning of the run's records."""
+        from raters.sampling import strategy_for
+
         options = self.options
         # Which lines a shared draw has depends on them, so they may not change on the way.
-        shared = {"strategy": options.effective_strategy, "null_items": options.null_items}
+        shared = {"strategy": strategy_for(options.strategy, options.keep), "null_items": options.null_items}
         per_annotator = shared if self.method == "per-annotator" else {}
         return {
             "corpus": self.corpus.name,

@@ -68,7 +68,7 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         if field.annotation is bool:
             parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
         elif get_origin(field.annotation) is tuple:
-            parser.add_argument(_flag(name), nargs="+", action="extend", metavar="FILE", help=text)
+            parser.add_argument(_flag(name), nargs="+", action="extend", metavar=_metavar(str, name), help=text)
         else:
             parser.add_argument(_flag(name), metavar=_metavar(field.annotation, name), help=text)
     given = vars(parser.parse_args(arguments))
@@ -94,6 +94,25 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         raise ConfigError(f"{place} {value[:_MOST_SHOWN]}: must be {message}") from error
 
 
+def read_yaml(path: Path, where: str, if_missing: str) -> Any:
+    """Return what a YAML file of the user holds.
+
+    Args:
+        path: The file.
+        where: For the error: who names it.
+        if_missing: For the error: what to do if it is not there.
+
+    Raises:
+        ConfigError: If it is missing or cannot be read.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{where}: no such file; {if_missing}") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{where}: cannot be read ({' '.join(str(error).split())}); mend the file") from error
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -107,12 +126,7 @@ def _metavar(annotation: Any, name: str) -> str:
 
 
 def _read_config(path: Path, kind: type[StageOptions]) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"--config {path}: no such file; check the name") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {path}: cannot be read ({' '.join(str(error).split())}); mend the file") from error
+    settings = read_yaml(path, f"--config {path}", "check the name")
     if not isinstance(settings, dict):
         raise ConfigError(f"--config {path}: holds no options; write one `key: value` a line")
     settings = {str(name).replace("-", "_"): value for name, value in settings.items()}

@@ -18,7 +18,7 @@ from pipelines.command import INTERRUPTED, run_command
 from pipelines.options import StageOptions, parse_options
 from pipelines.session import cost_usd, draw_until_done, how_to_go_on, progress_text
 from raters.journal import to_line, write_atomically
-from raters.records import ConfigError, DataError, JudgeseyeError, StorageError
+from raters.records import MOST_DRAWS, ConfigError, DataError, JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from raters.splits import Split
 
 STAGE = "rate_items"
-MOST_DRAWS = 1024
 DESCRIPTION = """\
 Rate the items of a split with a rater, each --draws times.
 
@@ -144,27 +143,10 @@ class _Plan:
         return cost_usd(*tokens, self.options.input_price, self.options.output_price, hosted=hosted)
 
     def manifest(self, sheet: RatingSheet, status: str, seconds: float) -> dict[str, Any]:
-        from raters.runs import git_revision, versions
-        from raters.splits import ids_sha256
-
         return {
             "status": status,
             "options": self.options.model_dump(),
-            "versions": versions(),
-            "git_revision": git_revision(),
-            "inputs_sha256": dict(self.corpus.sha256),
-            "split_sha256": self.split.hashes(self.corpus) if self.split else None,
-            "rated_sha256": ids_sha256([self.corpus.item_ids[item] for item in self.items]),
-            "items": len(self.items),
-            "items_done": sheet.rows_done,
-            "draws_per_item": self.draws,
-            "draws": sheet.draws,
-            "unreadable": sheet.unreadable,
-            "draws_with_probabilities": sheet.with_probabilities,
-            "verdicts_from_probabilities": sheet.read_from["probabilities"],
-            "finish_reasons": dict(sheet.finish_reasons),
-            "prompt_tokens": sheet.prompt_tokens,
-            "completion_tokens": sheet.completion_tokens,
+            **sheet.manifest(self.split),
             "cost_usd": self.cost(sheet),
             "seconds": round(seconds, 3),
         }

@@ -16,7 +16,7 @@ from pipelines.command import INTERRUPTED, run_command
 from pipelines.options import StageOptions, parse_options
 from pipelines.screen import say
 from pipelines.session import draw_until_done
-from raters.records import JudgeseyeError, StorageError
+from raters.records import MOST_DRAWS, JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,7 +62,7 @@ class RefineGuidelineOptions(StageOptions):
     level: float = Field(0.05, gt=0, lt=1, description="level of the one-sided test that an edit has to pass")
     patience: int = Field(10, ge=1, description="proposals in a row without a gain that end a round")
     max_proposals: int = Field(40, ge=1, description="most proposals of a round")
-    draws: int = Field(8, ge=1, le=1024, description="draws of a rater for an item")
+    draws: int = Field(8, ge=1, le=MOST_DRAWS, description="draws of a rater for an item")
     dev_limit: int | None = Field(None, ge=20, description="most dev items that decide (default: all)")
     train_items: int = Field(60, ge=1, description="train items rated to find where raters go wrong")
     cases: int = Field(4, ge=1, description="items that the writer is shown at once")
@@ -130,7 +130,7 @@ class _Work:
     trials: Trials
     redrawing: Redrawing
     spending: Spending
-    models: dict[tuple[str, str | None], Model] = field(default_factory=dict)
+    models: dict[tuple[str, str | None, str | None], Model] = field(default_factory=dict)
 
     @property
     def stopping(self) -> bool:
@@ -222,13 +222,12 @@ async def _with_models(plan: Plan, folder: RunFolder, work: _Work, ticker: _Tick
     options = plan.options
 
     def opened(spec: str, adapter: str | None = None, base_url: str | None = None) -> Model:
-        key = (spec, adapter)
-        if base_url is not None and base_url != options.base_url:
-            key = (f"{spec} at {base_url}", adapter)
+        base_url = base_url or options.base_url
+        key = (spec, adapter, base_url)
         if key not in work.models:
             work.models[key] = open_model(
                 spec,
-                base_url=base_url or options.base_url,
+                base_url=base_url,
                 adapter=adapter,
                 batch_size=options.batch_size,
                 concurrency=options.concurrency,
@@ -237,9 +236,7 @@ async def _with_models(plan: Plan, folder: RunFolder, work: _Work, ticker: _Tick
 
     scribe: Scribe | None = None
     try:
-        for spec in plan.raters:
-            opened(spec.model, spec.adapter)
-        work.trials.models = work.models
+        work.trials.models = {(spec.model, spec.adapter): opened(spec.model, spec.adapter) for spec in plan.raters}
         if options.writer != "extractive":
             scribe = Scribe(
                 opened(options.writer, None, options.writer_base_url),

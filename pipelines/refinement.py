@@ -131,36 +131,20 @@ def _rows(draws: RaterDraws, rows: NDArray[np.int64]) -> RaterDraws:
 
 def _write_ratings(folder: Path, spec: RaterSpec, trials: Trials, run: TraceRun, items: NDArray[np.int64]) -> None:
     """Write a rater's ratings of the test split as rate_items would have written them."""
-    from raters.runs import git_revision, versions
-    from raters.splits import ids_sha256
+    from raters.rating_runs import RatingSheet
 
     wanted = {run.corpus.item_ids[int(item)] for item in items}
-    records = [
-        record
-        for _, _, record in Journal(trials.path(spec)).recover()
-        if record["item_id"] in wanted and record["draw"] < spec.draws
-    ]
+    lines = [line for line in Journal(trials.path(spec)).recover() if line[2]["item_id"] in wanted]
+    sheet = RatingSheet.empty(run.corpus, spec, items, spec.draws)
+    sheet.replay(lines)
+    records = [record for _, _, record in lines if record["draw"] < spec.draws]
     folder.mkdir(parents=True, exist_ok=True)
-
-    def total(name: str) -> int:
-        return sum(record[name] or 0 for record in records)
-
     manifest: Record = {
         "stage": "rate_items",
         "identity": {"corpus": run.corpus.name, "rater": spec.sha256, "split": "test", "split_seed": run.split.seed},
         "status": "complete",
-        "versions": versions(),
-        "git_revision": git_revision(),
-        "inputs_sha256": dict(run.corpus.sha256),
-        "split_sha256": run.split.hashes(run.corpus),
-        "rated_sha256": ids_sha256(sorted(wanted)),
-        "items": len(wanted),
-        "items_done": len(wanted),
-        "draws_per_item": spec.draws,
-        "draws": len(records),
-        "prompt_tokens": total("prompt_tokens"),
-        "completion_tokens": total("completion_tokens"),
-        "cost_usd": trials.spending.price(total("prompt_tokens"), total("completion_tokens")),
+        **sheet.manifest(run.split),
+        "cost_usd": trials.spending.price(sheet.prompt_tokens, sheet.completion_tokens),
         "seconds": round(sum(record["seconds"] for record in records), 3),
     }
     write_atomically(folder / "ratings.jsonl", map(to_line, records))

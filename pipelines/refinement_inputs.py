@@ -130,7 +130,7 @@ def _check_labels(run: TraceRun, options: RefineGuidelineOptions) -> None:
     if options.method == "post-hoc":
         return
     scale, draws = run.dimension.scale, run.draws
-    given = set(level_of(run.labels().numbers, scale).tolist())
+    given = set(level_of(run.labels.numbers, scale).tolist())
     traced = set(level_of(draws.labels[draws.accepted], scale).tolist())
     for level in sorted(given - traced):
         raise DataError(

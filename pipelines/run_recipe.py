@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from pipelines.command import INTERRUPTED, run_command
+from pipelines.options import read_yaml
 from pipelines.screen import say
 from raters.journal import write_atomically
 from raters.records import ConfigError, JudgeseyeError, shown
@@ -117,12 +118,7 @@ def read_recipe(path: Path) -> tuple[str, list[Step]]:
     Raises:
         ConfigError: If it is not a recipe: which step, what is wrong, what to do.
     """
-    try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; give a recipe such as data/demo/recipe.yaml") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())}); mend the file") from error
+    recipe = read_yaml(path, str(path), "give a recipe such as data/demo/recipe.yaml")
     if not isinstance(recipe, dict) or not isinstance(recipe.get("steps"), dict) or not recipe["steps"]:
         raise ConfigError(f"{path}: holds no steps; write `steps:` and one `name: {{stage: ..., option: ...}}` a line")
     if unknown := recipe.keys() - {"name", "steps"}:

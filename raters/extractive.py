@@ -58,11 +58,6 @@ class ExtractiveWriter:
     needs_cases: bool = False
     _last: tuple[Material, list[RuleContrast], dict[str, list[int]]] | None = field(default=None, repr=False)
 
-    @property
-    def name(self) -> str:
-        """What a run calls it."""
-        return "extractive"
-
     async def draft(self, part: Part, material: Material, guideline: Guideline, number: int) -> Proposal | None:
         """Return the guideline with a section of rules, or of sentences for each label; None if none is significant."""
         if part == "criteria":

@@ -24,7 +24,6 @@ from raters.trace_runs import Draws, TraceRun
 from raters.trials import Trials, WorkEnds
 from raters.writers import PARTS, Case, Material, Proposal, Writer
 
-Method = Literal["contrast", "paper", "post-hoc"]
 Outcome = Literal["kept", "lint", "gate"]
 _TRACES_OF_A_CASE = 2
 
@@ -214,8 +213,8 @@ class Refinement:
         if not len(items):
             return []
         rated = await self.rated(self.guideline, items)
-        first = {int(item): place for place, item in reversed(list(enumerate(draws.items.tolist())))}
-        gold = draws.labels[[first[int(item)] for item in items]]
+        known, first = np.unique(draws.items, return_index=True)
+        gold = draws.labels[first[np.searchsorted(known, items)]]
         people = quantities(gold, scale)
         gaps = [np.abs(np.nan_to_num(said(one, scale), nan=np.inf) - people) for one in rated]
         if choice_figure(scale) == "cohen_kappa":

@@ -17,11 +17,9 @@ from raters.corpus_files import Dimension
 from raters.gold import AggregateMethod, aggregate_draws, nearest_label
 from raters.journal import read_lines
 from raters.label_probabilities import Probabilities, from_record, joined_draws
-from raters.records import DataError, shown
+from raters.records import MOST_DRAWS, DataError, shown
 from raters.scales import AnyScale, listed_labels
 
-MOST_DRAWS = 1024
-"""Of an item, as rate_items allows."""
 _LONGEST_FILE_NAME = 60
 """In characters, of up to four bytes each: what every file system takes, with an ending."""
 

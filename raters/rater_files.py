@@ -30,7 +30,7 @@ from raters.models.protocol import SamplingSettings
 from raters.observations import Observations
 from raters.prompts import prompt_from_text
 from raters.questions import Question
-from raters.records import DataError, JudgeseyeError, shown
+from raters.records import MOST_DRAWS, DataError, JudgeseyeError, shown
 from raters.scales import AnyScale, Scale
 
 FORMAT = 1
@@ -212,7 +212,7 @@ class _SamplingEntry(_Strict):
     temperature: float = Field(ge=0)
     top_p: float = Field(gt=0, le=1)
     max_tokens: int = Field(ge=1)
-    draws: int = Field(ge=1, le=1024)
+    draws: int = Field(ge=1, le=MOST_DRAWS)
     aggregate: AggregateMethod
     reasoning: bool
     seed: int

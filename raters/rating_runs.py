@@ -30,7 +30,9 @@ from raters.models.protocol import Completion, Model
 from raters.rater_draws import RaterDraws
 from raters.rater_files import RaterSpec
 from raters.records import DataError, Item, Label, shown
+from raters.runs import git_revision, versions
 from raters.scales import PairwiseScale
+from raters.splits import Split, ids_sha256
 from raters.traces import trace_of
 
 
@@ -162,6 +164,30 @@ class RatingSheet:
     def rows_done(self) -> int:
         """How many items have all their draws."""
         return int((self.numbers != UNDRAWN).all(axis=1).sum())
+
+    def manifest(self, split: Split | None) -> dict[str, Any]:
+        """Return what a manifest says of the ratings: what was rated, how much of it, from which inputs.
+
+        Args:
+            split: That the items are a part of; None if they are of the whole corpus.
+        """
+        return {
+            "versions": versions(),
+            "git_revision": git_revision(),
+            "inputs_sha256": dict(self.corpus.sha256),
+            "split_sha256": split.hashes(self.corpus) if split else None,
+            "rated_sha256": ids_sha256([self.corpus.item_ids[item] for item in self.items]),
+            "items": len(self.items),
+            "items_done": self.rows_done,
+            "draws_per_item": self.numbers.shape[1],
+            "draws": self.draws,
+            "unreadable": self.unreadable,
+            "draws_with_probabilities": self.with_probabilities,
+            "verdicts_from_probabilities": self.read_from["probabilities"],
+            "finish_reasons": dict(self.finish_reasons),
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+        }
 
     def missing(self) -> Iterator[tuple[int, int]]:
         """Yield (row, draw) of what is not drawn yet: a first draw of every item, then a second, ..."""

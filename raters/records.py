@@ -13,6 +13,9 @@ from typing import Any, Literal
 Label = int | float | str
 """A value on a scale: a person's label or a model's verdict."""
 
+MOST_DRAWS = 1024
+"""Of an item, in any stage."""
+
 _MOST_SHOWN = 80
 Mode = Literal["infer", "rationalize"]
 Chance = Literal["first", "escalated", "rationalized"]

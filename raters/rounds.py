@@ -14,8 +14,7 @@ from raters.ledger import Ledger
 from raters.models.protocol import Model
 from raters.prompts import load_prompt
 from raters.questions import Question
-from raters.records import Strategy
-from raters.sampling import Rationalizer, Sampler, SamplingOptions
+from raters.sampling import Rationalizer, Sampler, SamplingOptions, strategy_for
 from raters.trace_runs import Draws, TraceRun, read_draws_of
 from raters.trials import Spending
 
@@ -67,17 +66,16 @@ class Redrawing:
             ModelError: If the model fails. What was drawn is in the journal.
         """
         options = self.run.options
-        strategy: Strategy = options["strategy"] or ("adaptive" if options["keep"] == "first" else "fixed")
         sampling = SamplingOptions(
-            strategy=strategy,
+            strategy=strategy_for(options["strategy"], options["keep"]),
             seed=options["seed"] + round_number - 1,
             tolerance=self.run.tolerance,
             settings=self.run.settings,
             concurrency=self.concurrency,
             null_rows=options["null_items"],
         )
-        order = self.run.order()
-        ledger = Ledger(self.run.corpus, self.run.dimension, self.run.labels(), order, {"first": options["k"]})
+        order = self.run.order
+        ledger = Ledger(self.run.corpus, self.run.dimension, self.run.labels, order, {"first": options["k"]})
         path = self.folder / f"infer-{round_number}-{sha256_of(guideline)[:16]}.jsonl"
         source = Source(model, self.run.question(guideline))
 
@@ -107,7 +105,7 @@ class Redrawing:
         from raters.writers import level_of
 
         run, options = self.run, self.run.options
-        labels, order = run.labels(), run.order()
+        labels, order = run.labels, run.order
         label_of = dict(zip(labels.items.tolist(), level_of(labels.numbers, run.dimension.scale).tolist(), strict=True))
         levels = np.array([label_of[item] for item in order.tolist()])
         chosen = np.concatenate([np.flatnonzero(levels == level)[:items_of_a_level] for level in np.unique(levels)])

@@ -21,6 +21,11 @@ from raters.scales import PairwiseScale
 from raters.traces import strip_ratings, trace_flags, trace_of
 
 
+def strategy_for(asked: Strategy | None, keep: str | int) -> Strategy:
+    """Return the strategy asked for, or the one for what is kept: more than the first acceptance needs all draws."""
+    return asked or ("adaptive" if keep == "first" else "fixed")
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
     """How items are drawn for.

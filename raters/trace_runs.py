@@ -206,13 +206,15 @@ class TraceRun:
         """How people's labels of an item become the one a rater is held against."""
         return default_method(self.dimension.scale) if self.method == "per-annotator" else self.method
 
+    @cached_property
     def labels(self) -> LabelTable:
-        """Return the labels that its draws are held against."""
+        """The labels that its draws are held against."""
         return gold_labels(self.corpus, self.dimension.name, self.method, self.split.indices("train"))
 
+    @cached_property
     def order(self) -> NDArray[np.int64]:
-        """Return its items, in the order of work."""
-        labelled = np.unique(self.labels().items)
+        """Its items, in the order of work."""
+        labelled = np.unique(self.labels.items)
         return work_order(self.corpus, self.dimension.name, labelled, self.options["seed"])[: self.options["limit"]]
 
     def question(self, guideline: str) -> Question:

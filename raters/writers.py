@@ -167,11 +167,6 @@ class Writer(Protocol):
 
     needs_cases: bool
 
-    @property
-    def name(self) -> str:
-        """For records."""
-        ...
-
     async def draft(self, part: Part, material: Material, guideline: Guideline, number: int) -> Proposal | None:
         """Return the guideline with one of its two parts written anew; None if the writer has nothing to say."""
         ...
@@ -207,11 +202,6 @@ class ModelWriter:
     instruction_traces: int = 10
     rubric_traces: int = 50
     needs_cases: bool = True
-
-    @property
-    def name(self) -> str:
-        """The model's spec."""
-        return self.scribe.model.spec
 
     async def draft(self, part: Part, material: Material, guideline: Guideline, number: int) -> Proposal | None:
         """Return the guideline with the part that the model wrote; None if no attempt was usable."""

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import rate_items
-from raters.rater_draws import MOST_DRAWS, file_name, rated_dimension, rater_names, read_draws
-from raters.records import DataError
+from raters.rater_draws import file_name, rated_dimension, rater_names, read_draws
+from raters.records import MOST_DRAWS, DataError
 from tests.scored_corpora import NAN, corpus_of, rater
 from tests.small_corpora import DIMENSION, ORDINAL_5, PAIRWISE, dimension_of, write_jsonl
 
@@ -106,7 +105,6 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
 
 
 def test_as_many_draws_are_read_as_are_made(tmp_path: Path) -> None:
-    assert MOST_DRAWS == rate_items.MOST_DRAWS
     corpus = corpus_of(tmp_path / "c", ORDINAL_5, [1, 2, 3, 4, 5])
     record = {"item_id": "i00", "dimension": DIMENSION, "verdict": 3}
     write_jsonl(tmp_path / "r.jsonl", [{**record, "draw": MOST_DRAWS - 1}])

@@ -56,8 +56,8 @@ def test_a_run_as_it_was_made(made: Path) -> None:
     assert (run.method, run.gold_method) == ("median", "median")
     assert (run.tolerance, run.settings.temperature, run.settings.max_tokens) == (0.0, 1.0, 4096)
     assert run.generator.question.prompt.name == "embedded/rate"
-    assert len(run.order()) == 12
-    assert {run.corpus.item_ids[item] for item in run.order()} == {record["item_id"] for record in records}
+    assert len(run.order) == 12
+    assert {run.corpus.item_ids[item] for item in run.order} == {record["item_id"] for record in records}
     draws = run.draws
     assert len(draws) == len(records) == 60
     assert list(draws.records(range(60))) == records
