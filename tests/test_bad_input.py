@@ -5,10 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import re
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.command import run_command
 from pipelines.infer_traces import STAGE, main
+from tests.places import CHECKOUT
 from tests.scripted_server import Answer, Fault, ScriptedServer
+from tests.stage_runs import Outcome, Run, calls_of, leave_the_user, refused_line, run_alone, snapshot
 from tests.tiny_models import make_model
-
-CHECKOUT = Path(__file__).resolve().parents[1]
-PROGRESS = re.compile(r"corpus .*: [\d,]+ items; |continuing |\s*\d+%\|")
-LONGEST_ERROR_LINE = 1000
-
 
 # --- a small corpus, and ways to spoil it -----------------------------------------------------------------
 
@@ -127,100 +120,36 @@ def add_dimension(folder: Folder) -> None:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    status: object
-    out: str
-    err: str
-
-    @property
-    def error_line(self) -> str:
-        """The one line of error, after checking that it is one, and the last, and fit for a terminal."""
-        lines = [line for line in re.split(r"[\n\r]+", self.err) if line.strip()]
-        errors = [line for line in lines if not PROGRESS.match(line)]
-        assert len(errors) == 1, self.err
-        assert lines[-1] == errors[0], self.err
-        assert errors[0].startswith(f"{STAGE}: ")
-        assert errors[0].isprintable()
-        assert len(errors[0]) <= LONGEST_ERROR_LINE
-        return errors[0]
-
-
-def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """Return every file's bytes and every folder, by path."""
-    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
-
-
-@dataclass(frozen=True)
 class Stage:
     """infer_traces on the small corpus, called in this process as the command line calls it."""
 
     folder: Path
     corpus: Folder
-    call: Callable[[Sequence[str]], Outcome]
+    call: Run
 
     @property
     def out(self) -> Path:
         return self.folder / "run"
 
-    def run(self, *arguments: object) -> Outcome:
+    def run(self, *arguments: object, status: int | None = None) -> Outcome:
         given = [str(argument) for argument in arguments]
         for flag, value in (("--corpus", self.corpus.path), ("--out", self.out)):
             if flag not in given and "--config" not in given:
                 given += [flag, str(value)]
-        return self.call(given)
+        return self.call(*given, status=status)
 
     def complete(self, *arguments: object) -> None:
-        outcome = self.run(*arguments)
-        assert outcome.status == 0, outcome.err
+        self.run(*arguments, status=0)
 
     def refused(self, *arguments: object, names: Sequence[str]) -> str:
         """Check that the stage refuses its input and leaves everything as it was; return the error line."""
-        before = snapshot(self.folder)
-        outcome = self.run(*arguments)
-        assert outcome.status == 2, outcome.err
-        line = outcome.error_line
-        for name in names:
-            assert name in line, (name, line)
-        assert re.search("; |must be | say ", line), f"says no mend: {line}"
-        assert outcome.out == ""
-        assert snapshot(self.folder) == before
-        return line
+        return refused_line(self.run, self.folder, *arguments, names=names)
 
 
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Stage:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-
-    def call(arguments: Sequence[str]) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [STAGE, *arguments])
-        capsys.readouterr()
-        status: object
-        try:
-            status = run_command(STAGE, main)
-        except SystemExit as end:
-            status = end.code
-        captured = capsys.readouterr()
-        return Outcome(status, captured.out, captured.err)
-
-    return Stage(tmp_path, make_corpus(tmp_path / "tiny"), call)
-
-
-def run_module(
-    *arguments: object, folder: Path, preexec_fn: Callable[[], None] | None = None, **environment: str
-) -> Outcome:
-    """Run the stage in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"pipelines.{STAGE}", *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        preexec_fn=preexec_fn,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    leave_the_user(tmp_path, monkeypatch)
+    return Stage(tmp_path, make_corpus(tmp_path / "tiny"), calls_of(STAGE, main, monkeypatch, capsys))
 
 
 def test_the_small_corpus_itself_is_fine(stage: Stage) -> None:
@@ -627,8 +556,8 @@ def test_model_without_a_chat_template(stage: Stage) -> None:
 def test_model_that_is_not_in_the_cache_of_a_machine_without_network(stage: Stage) -> None:
     stage.folder.joinpath("home").mkdir()
     before = snapshot(stage.corpus.path)
-    outcome = run_module(
-        "--corpus", stage.corpus.path, "--out", stage.out, "--model", "hf/no-such-people/no-such-model",
+    outcome = run_alone(
+        STAGE, "--corpus", stage.corpus.path, "--out", stage.out, "--model", "hf/no-such-people/no-such-model",
         folder=stage.folder, HF_HUB_OFFLINE="1", HF_HOME=str(stage.folder / "home"),
     )  # fmt: skip
     assert outcome.status == 2, outcome.err
@@ -776,8 +705,14 @@ def give_up_roots_privilege() -> None:
 @pytest.mark.parametrize("name", ["corpus.yaml", ITEMS, ANNOTATIONS, "guidelines/clarity.md"])
 def test_file_that_may_not_be_read(stage: Stage, name: str) -> None:
     (stage.corpus.path / name).chmod(0)
-    outcome = run_module(
-        "--corpus", stage.corpus.path, "--out", stage.out, folder=stage.folder, preexec_fn=give_up_roots_privilege
+    outcome = run_alone(
+        STAGE,
+        "--corpus",
+        stage.corpus.path,
+        "--out",
+        stage.out,
+        folder=stage.folder,
+        preexec_fn=give_up_roots_privilege,
     )
     assert outcome.status == 2, outcome.err
     assert name in outcome.error_line
@@ -791,8 +726,8 @@ def test_out_below_a_read_only_folder(stage: Stage, nested: bool) -> None:
     shelf.mkdir(mode=0o555)
     out = shelf / "deep" / "run" if nested else shelf / "run"
     try:
-        outcome = run_module(
-            "--corpus", stage.corpus.path, "--out", out, folder=stage.folder, preexec_fn=give_up_roots_privilege
+        outcome = run_alone(
+            STAGE, "--corpus", stage.corpus.path, "--out", out, folder=stage.folder, preexec_fn=give_up_roots_privilege
         )
     finally:
         shelf.chmod(0o755)
@@ -817,7 +752,7 @@ def test_out_below_a_read_only_folder(stage: Stage, nested: bool) -> None:
 def test_as_a_command(stage: Stage, given: list[str], names: Sequence[str]) -> None:
     stage.corpus.line(ITEMS, 3, HALF_PAIR)
     before = snapshot(stage.folder)
-    outcome = run_module(*given, folder=stage.folder)
+    outcome = run_alone(STAGE, *given, folder=stage.folder)
     assert outcome.status == 2, outcome.err
     assert all(name in outcome.error_line for name in names)
     assert outcome.out == ""

@@ -14,8 +14,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,81 +23,36 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from pipelines.command import run_command
 from pipelines.infer_traces import STAGE, main
 from raters.records import ConfigError
+from tests.places import CHECKOUT, DEMO
 from tests.scripted_server import Answer, Fault, ScriptedServer
-
-CHECKOUT = Path(__file__).resolve().parents[1]
-DEMO = CHECKOUT / "data" / "demo"
-INTERRUPTED = 130
-Record = dict[str, Any]
-Run = Callable[..., "Outcome"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    status: object
-    out: str
-    err: str
+from tests.stage_runs import (
+    INTERRUPTED,
+    Outcome,
+    Record,
+    Run,
+    calls_of,
+    interrupt,
+    kill,
+    leave_the_user,
+    read,
+    run_alone,
+    started,
+    strict,
+    wait_until,
+)
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that calls the stage in this process, as the command line calls it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-
-    def call(*arguments: object, status: int | None = 0) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [STAGE, *map(str, arguments)])
-        capsys.readouterr()
-        found = run_command(STAGE, main)
-        captured = capsys.readouterr()
-        assert status is None or found == status, captured.err
-        return Outcome(found, captured.out, captured.err)
-
-    return call
-
-
-def command(*arguments: object) -> tuple[list[str], dict[str, str]]:
-    """Return the stage as a command of its own, and its environment."""
-    return [sys.executable, "-m", f"pipelines.{STAGE}", *map(str, arguments)], {
-        **os.environ,
-        "PYTHONPATH": str(CHECKOUT),
-    }
-
-
-@contextmanager
-def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    line, environment = command(*arguments)
-    with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    leave_the_user(tmp_path, monkeypatch)
+    return calls_of(STAGE, main, monkeypatch, capsys)
 
 
 def wait_for_draws(path: Path, size: int, process: subprocess.Popen[str]) -> None:
     """Wait until a run in another process has written that many bytes of candidates."""
-    deadline = time.monotonic() + 60
-    while not (path.exists() and path.stat().st_size >= size):
-        assert process.poll() is None, "the run ended before it could be stopped"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def read(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
-
-
-def strict(path: Path) -> Any:
-    """Return a file's JSON; NaN and Infinity, which Python alone reads, are errors."""
-
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{path}: {name}")
-
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    wait_until(lambda: path.exists() and path.stat().st_size >= size, process)
 
 
 def timeless(path: Path) -> list[Record]:
@@ -349,13 +303,13 @@ def test_traces_load_with_datasets(finished: Finished, tmp_path: Path) -> None:
 
 
 def test_help_answers_at_once() -> None:
-    line, environment = command("--help")
     began = time.monotonic()
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    done = run_alone(STAGE, "--help")
     assert time.monotonic() - began < 2
+    assert done.status == 0
     for flag in ("--corpus", "--dimension", "--out", "--seed", "--config", "--model", "--k", "--rationalize"):
-        assert flag in done.stdout
-    assert done.stderr == ""
+        assert flag in done.out
+    assert done.err == ""
 
 
 def test_default_folder_is_named_for_the_corpus(tmp_path: Path, run: Run) -> None:
@@ -533,11 +487,9 @@ def check_that_nothing_was_lost(folder: Path, before: bytes, uninterrupted: Path
 
 def test_killed_run_goes_on(tmp_path: Path, run: Run, uninterrupted: Path) -> None:
     folder = tmp_path / "run"
-    with started(*LONG, "--out", folder) as process:
+    with started(STAGE, *LONG, "--out", folder) as process:
         wait_for_draws(folder / "candidates.jsonl", MEGABYTE, process)
-        process.kill()
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
+        kill(process)
     before = (folder / "candidates.jsonl").read_bytes()
     assert 0 < before.count(b"\n") < LONG_DRAWS
     assert strict(folder / "manifest.json")["status"] == "running"
@@ -549,16 +501,10 @@ def test_killed_run_goes_on(tmp_path: Path, run: Run, uninterrupted: Path) -> No
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_goes_on(tmp_path: Path, run: Run, uninterrupted: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"
-    with started(*LONG, "--out", folder) as process:
+    with started(STAGE, *LONG, "--out", folder) as process:
         wait_for_draws(folder / "candidates.jsonl", MEGABYTE, process)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=30)
-    assert process.returncode == INTERRUPTED, err
-    assert "Traceback" not in err
-    last = err.strip().splitlines()[-1]
+        last = interrupt(process, number)
     assert str(folder) in last
-    assert "same command again" in last
-    assert out == ""
     before = (folder / "candidates.jsonl").read_bytes()
     assert before.endswith(b"\n")
     assert before.count(b"\n") < LONG_DRAWS
@@ -577,18 +523,17 @@ def test_full_disk_loses_nothing(tmp_path: Path, run: Run, uninterrupted: Path) 
     def fill_disk() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    line, environment = command(*LONG, "--out", folder)
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, preexec_fn=fill_disk)
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
+    done = run_alone(STAGE, *LONG, "--out", folder, preexec_fn=fill_disk)
+    assert done.status == 1, done.err
+    assert "Traceback" not in done.err
     before = (folder / "candidates.jsonl").read_bytes()
     # What did not fit was cut off again, so that no draw in flight could come to stand behind half a line.
     assert limit - 2_000 < len(before) <= limit
     assert before.endswith(b"\n")
-    last = done.stderr.strip().splitlines()[-1]
+    last = done.err.strip().splitlines()[-1]
     assert str(folder) in last
     assert "File too large" in last
-    assert "same command again" in done.stderr
+    assert "same command again" in done.err
     run(*LONG, "--out", folder)
     check_that_nothing_was_lost(folder, before, uninterrupted)
 
@@ -600,7 +545,8 @@ def test_second_interrupt_leaves_the_draws_in_flight(tmp_path: Path) -> None:
         return Answer("<rating>2</rating>", reasoning="It is of the usual kind.", delay_seconds=0 if count < 3 else 60)
 
     with ScriptedServer(script) as server, started(
-        "--corpus", corpus, "--out", tmp_path / "run", "--model", "openai/scripted", "--base-url", server.base_url
+        STAGE, "--corpus", corpus, "--out", tmp_path / "run", "--model", "openai/scripted",
+        "--base-url", server.base_url,
     ) as process:  # fmt: skip
         wait_for_draws(tmp_path / "run" / "candidates.jsonl", 1, process)
         time.sleep(0.3)
@@ -630,7 +576,7 @@ def test_two_processes_never_write_one_folder(tmp_path: Path, run: Run, extra: l
             "--corpus", corpus, "--out", folder, "--model", "openai/scripted", "--base-url", server.base_url,
             "--split", "all",
         )  # fmt: skip
-        with started(*arguments) as process:
+        with started(STAGE, *arguments) as process:
             # A second run that does get in must not hang here, so it is not kept waiting for answers.
             opened = threading.Timer(5, gate.set)
             try:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +21,13 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.command import run_command
 from pipelines.rate_items import STAGE, main
 from raters.corpora import load_corpus
 from raters.models.protocol import Completion
 from raters.rater_files import read_rater
 from raters.rating import load_rater
 from raters.splits import split_corpus
+from tests.places import DEMO
 from tests.scripted_server import Answer, Fault, ScriptedServer
 from tests.small_corpora import (
     DIMENSION,
@@ -43,14 +41,21 @@ from tests.small_corpora import (
     rating,
     write_corpus,
 )
-
-CHECKOUT = Path(__file__).resolve().parents[1]
-DEMO = CHECKOUT / "data" / "demo"
-INTERRUPTED = 130
-LONGEST_ERROR_LINE = 1000
-PROGRESS = re.compile(r"corpus .*: [\d,]+ items |continuing |\s*\d+%\|")
-Record = dict[str, Any]
-Run = Callable[..., "Outcome"]
+from tests.stage_runs import (
+    Outcome,
+    Record,
+    Run,
+    calls_of,
+    interrupt,
+    kill,
+    leave_the_user,
+    read,
+    refused_line,
+    run_alone,
+    started,
+    strict,
+    wait_for_lines,
+)
 
 FIELDS = (
     "item_id dimension draw model rater_sha256 seed swapped trace answer verdict verdict_from expected "
@@ -58,100 +63,20 @@ FIELDS = (
 ).split()
 
 
-@dataclass(frozen=True)
-class Outcome:
-    status: object
-    out: str
-    err: str
-
-    @property
-    def error_line(self) -> str:
-        """The one line of error, after checking that it is one, and the last, and fit for a terminal."""
-        lines = [line for line in re.split(r"[\n\r]+", self.err) if line.strip()]
-        errors = [line for line in lines if not PROGRESS.match(line)]
-        assert len(errors) == 1, self.err
-        assert lines[-1] == errors[0], self.err
-        assert errors[0].startswith(f"{STAGE}: ")
-        assert errors[0].isprintable()
-        assert len(errors[0]) <= LONGEST_ERROR_LINE
-        return errors[0]
-
-
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that calls the stage in this process, as the command line calls it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-
-    def call(*arguments: object, status: int | None = 0) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [STAGE, *map(str, arguments)])
-        capsys.readouterr()
-        found = run_command(STAGE, main)
-        captured = capsys.readouterr()
-        assert status is None or found == status, captured.err
-        return Outcome(found, captured.out, captured.err)
-
-    return call
+    leave_the_user(tmp_path, monkeypatch)
+    return calls_of(STAGE, main, monkeypatch, capsys)
 
 
 @pytest.fixture
 def refused(run: Run, tmp_path: Path) -> Callable[..., str]:
     """Return a function that checks that the stage refuses its input and leaves everything as it was."""
-
-    def call(*arguments: object, names: Sequence[str] = ()) -> str:
-        before = snapshot(tmp_path)
-        outcome = run(*arguments, status=2)
-        line = outcome.error_line
-        for name in names:
-            assert name in line, (name, line)
-        assert re.search("; |must be | say ", line), f"says no mend: {line}"
-        assert outcome.out == ""
-        assert snapshot(tmp_path) == before
-        return line
-
-    return call
-
-
-def snapshot(folder: Path) -> dict[str, bytes | None]:
-    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
-
-
-@contextmanager
-def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    line = [sys.executable, "-m", f"pipelines.{STAGE}", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str]) -> None:
-    """Wait until a run in another process has written that many ratings."""
-    deadline = time.monotonic() + 60
-    while not (path.exists() and path.read_bytes().count(b"\n") >= count):
-        assert process.poll() is None, "the run ended before it could be stopped"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def strict(text: str | bytes) -> Any:
-    """Return JSON; NaN and Infinity, which Python alone reads, are errors."""
-
-    def refuse(name: str) -> None:
-        raise AssertionError(name)
-
-    return json.loads(text, parse_constant=refuse)
-
-
-def read(path: Path) -> list[Record]:
-    return [strict(line) for line in path.read_bytes().splitlines()]
+    return partial(refused_line, run, tmp_path)
 
 
 def manifest_of(folder: Path) -> Record:
-    found: Record = strict((folder / "manifest.json").read_bytes())
+    found: Record = strict(folder / "manifest.json")
     return found
 
 
@@ -223,7 +148,7 @@ def test_files(finished: Finished) -> None:
 
 
 def test_every_item_of_the_split_is_rated_as_often_as_asked(finished: Finished) -> None:
-    split = strict((finished.folder / "split.json").read_bytes())
+    split = strict(finished.folder / "split.json")
     assert draws_made(finished.folder) == all_draws(split["test"], 3)
     cases = {item["item_id"]: item["metadata"]["case"] for item in read(DEMO / "items.jsonl")}
     rated = {cases[record["item_id"]] for record in finished.ratings}
@@ -280,7 +205,7 @@ def test_manifest(finished: Finished) -> None:
     assert manifest["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     for name in ("corpus.yaml", "items.jsonl", "annotations.jsonl"):
         assert manifest["inputs_sha256"][name] == hashlib.sha256((DEMO / name).read_bytes()).hexdigest()
-    split = strict((finished.folder / "split.json").read_bytes())
+    split = strict(finished.folder / "split.json")
     for part in ("train", "dev", "test"):
         hashed = hashlib.sha256("\n".join(sorted(split[part])).encode()).hexdigest()
         assert manifest["split_sha256"][part] == hashed
@@ -391,7 +316,7 @@ def test_only_the_part_asked_for_is_rated(tmp_path: Path, run: Run, part: str) -
     groups = {name: f"g{number // 3}" for number, name in enumerate(names(30))}
     corpus = make_corpus(tmp_path / "c", count=30, groups=groups)
     run("--corpus", corpus, "--model", "embedded", "--split", part, "--split-seed", 4, "--out", "run")
-    split = strict((tmp_path / "run" / "split.json").read_bytes())
+    split = strict(tmp_path / "run" / "split.json")
     assert split["split_seed"] == 4
     rated = {record["item_id"] for record in read(tmp_path / "run" / "ratings.jsonl")}
     assert rated == set(split[part])
@@ -404,7 +329,7 @@ def test_items_without_annotations_are_rated_too(tmp_path: Path, run: Run) -> No
     """A test split may have no labels at all, yet."""
     corpus = make_corpus(tmp_path / "c", count=20)
     run("--corpus", corpus, "--model", "embedded", "--draws", 2, "--out", "labelled")
-    split = strict((tmp_path / "labelled" / "split.json").read_bytes())
+    split = strict(tmp_path / "labelled" / "split.json")
     kept = [record for record in read(corpus / "annotations.jsonl") if record["item_id"] in split["train"]]
     (corpus / "annotations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in kept))
     run("--corpus", corpus, "--model", "embedded", "--draws", 2, "--out", "run")
@@ -440,17 +365,16 @@ def test_config_file_gives_the_same_run_as_flags(tmp_path: Path, run: Run) -> No
 
 
 def test_help_answers_at_once() -> None:
-    line = [sys.executable, "-m", f"pipelines.{STAGE}", "--help"]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     seconds = []
     for _ in range(2):
         began = time.monotonic()
-        done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+        done = run_alone(STAGE, "--help")
         seconds.append(time.monotonic() - began)
+        assert done.status == 0
     assert min(seconds) < 2
     for flag in ("--rater", "--model", "--corpus", "--split", "--draws", "--out", "--aggregate", "--no-reasoning"):
-        assert flag in done.stdout
-    assert done.stderr == ""
+        assert flag in done.out
+    assert done.err == ""
 
 
 # --- a hosted model ---------------------------------------------------------------------------------------
@@ -769,11 +693,9 @@ def test_killed_run_goes_on(tmp_path: Path, run: Run, uninterrupted: Path) -> No
     folder = tmp_path / "run"
     with ScriptedServer(slow_after(10, 30)) as server:
         arguments = ("--corpus", uninterrupted / "c", *served(server, "--draws", 4), "--out", folder)
-        with started(*arguments) as process:
+        with started(STAGE, *arguments) as process:
             wait_for_lines(folder / "ratings.jsonl", 10, process)
-            process.kill()
-            process.wait()
-        assert process.returncode == -signal.SIGKILL
+            kill(process)
         before = (folder / "ratings.jsonl").read_bytes()
         assert before.count(b"\n") == 10
         assert manifest_of(folder)["status"] == "running"
@@ -791,16 +713,10 @@ def test_interrupted_run_goes_on(tmp_path: Path, run: Run, uninterrupted: Path, 
         arguments = (
             "--corpus", uninterrupted / "c", *served(server, "--draws", 4, "--concurrency", 4), "--out", folder,
         )  # fmt: skip
-        with started(*arguments) as process:
+        with started(STAGE, *arguments) as process:
             wait_for_lines(folder / "ratings.jsonl", 10, process)
-            process.send_signal(number)
-            out, err = process.communicate(timeout=30)
-        assert process.returncode == INTERRUPTED, err
-        assert "Traceback" not in err
-        assert out == ""
-        last = err.strip().splitlines()[-1]
+            last = interrupt(process, number)
         assert str(folder) in last
-        assert "same command again" in last
         before = (folder / "ratings.jsonl").read_bytes()
         made = before.count(b"\n")
         assert 10 <= made < 48
@@ -823,10 +739,9 @@ def test_a_run_that_was_killed_while_it_made_more_draws_goes_on(
         arguments = ("--corpus", uninterrupted / "c", *served(server, "--concurrency", 1), "--out", folder)
         run(*arguments, "--draws", 2)
         server.script = slow_after(34, 30)
-        with started(*arguments, "--draws", 4) as process:
+        with started(STAGE, *arguments, "--draws", 4) as process:
             wait_for_lines(folder / "ratings.jsonl", 34, process)
-            process.kill()
-            process.wait()
+            kill(process)
         before = (folder / "ratings.jsonl").read_bytes()
         server.script, asked = by_seed, len(server.requests)
         # Third draws were paid for, so that two are no longer all there are.

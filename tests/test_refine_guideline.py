@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from pipelines.command import run_command
 from pipelines.infer_traces import main as infer
 from pipelines.rate_items import main as rate_items
 from pipelines.refine_guideline import STAGE, main
@@ -30,74 +22,31 @@ from raters.rater_draws import RaterDraws
 from raters.rater_files import read_rater
 from raters.scales import OrdinalScale
 from raters.trace_runs import TraceRun
+from tests.places import DEMO
 from tests.scripted_server import Answer, Fault
 from tests.scripted_writer import BAD, Say, ScriptedWriter, edit_block, numbered_lines
 from tests.small_corpora import ORDINAL_3, ORDINAL_5, varied_texts, write_corpus
+from tests.stage_runs import (
+    Outcome,
+    Record,
+    Run,
+    calls_of,
+    interrupt,
+    kill,
+    leave_the_user,
+    read,
+    started,
+    strict,
+    wait_until,
+)
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-DEMO = CHECKOUT / "data" / "demo"
 ORIGINAL = (DEMO / "guidelines" / "helpfulness.md").read_text(encoding="utf-8")
-INTERRUPTED = 130
-Record = dict[str, Any]
-Run = Callable[..., "Outcome"]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    status: object
-    out: str
-    err: str
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that calls the stage in this process, as the command line calls it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-
-    def call(*arguments: object, status: int | None = 0) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [STAGE, *map(str, arguments)])
-        capsys.readouterr()
-        found = run_command(STAGE, main)
-        captured = capsys.readouterr()
-        assert status is None or found == status, captured.err
-        return Outcome(found, captured.out, captured.err)
-
-    return call
-
-
-@contextmanager
-def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """Run the stage as a command of its own."""
-    line = [sys.executable, "-m", f"pipelines.{STAGE}", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def wait_until(done: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not done():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def read(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]
-
-
-def strict(path: Path) -> Any:
-    """Return a file's JSON; NaN and Infinity, which Python alone reads, are errors."""
-
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{path}: {name}")
-
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    leave_the_user(tmp_path, monkeypatch)
+    return calls_of(STAGE, main, monkeypatch, capsys)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -572,11 +521,10 @@ def test_a_killed_run_pays_for_nothing_twice(
     folder, counts = undisturbed
     with ScriptedWriter({"edit": slowly(0.2)}) as server:
         arguments = [*at_server(server, traces), "--out", tmp_path / "run"]
-        with started(*arguments) as process:
+        with started(STAGE, *arguments) as process:
             # Killed while a rater rates, or while the writer writes.
             wait_until(lambda: len(server.prompts["edit"]) > edits, process)
-            process.kill()
-            process.wait()
+            kill(process)
         time.sleep(0.3)
         lost = len(server.requests) - len(read(tmp_path / "run" / "writer.jsonl"))
         assert 0 <= lost <= 1  # what was in flight
@@ -599,14 +547,9 @@ def test_an_interrupted_run_goes_on(
     folder, counts = undisturbed
     with ScriptedWriter({"edit": slowly(0.4)}) as server:
         arguments = [*at_server(server, traces), "--out", tmp_path / "run"]
-        with started(*arguments) as process:
+        with started(STAGE, *arguments) as process:
             wait_until(lambda: len(server.prompts["edit"]) > 0, process)
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
-        assert process.returncode == INTERRUPTED, err
-        assert "Traceback" not in err
-        assert out == ""
-        assert "same command again" in err.strip().splitlines()[-1]
+            interrupt(process)
         assert strict(tmp_path / "run" / "manifest.json")["status"] == "stopped"
         assert not (tmp_path / "run" / "guideline.md").exists()
         # The answer in flight was waited for.
