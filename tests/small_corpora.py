@@ -40,6 +40,13 @@ REASONING = "It names a reason and an example."
 Labels = Mapping[str, Mapping[str, Any]]
 """By item id and annotator id."""
 Inputs = Mapping[str, Mapping[str, str]]
+SHORT_PROMPT = """{{ guideline }}
+Labels: {{ labels }}
+{% for name, text in fields %}
+{{ name }}: {{ text }}
+{% endfor %}
+"""
+"""A prompt short enough for a tiny model's context."""
 
 
 def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

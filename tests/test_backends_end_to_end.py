@@ -15,18 +15,11 @@ from typing import Any
 import pytest
 
 from tests.local_servers import serving_transformers
-from tests.small_corpora import DIMENSION, ORDINAL_3, write_corpus
+from tests.small_corpora import DIMENSION, ORDINAL_3, SHORT_PROMPT, write_corpus
 from tests.tiny_models import make_rater
 
 ITEMS = 12
 DRAWS = 4
-PROMPT = """{{ guideline }}
-Labels: {{ labels }}
-{% for name, text in fields %}
-{{ name }}: {{ text }}
-{% endfor %}
-"""
-"""Short, since the tiny model's context is."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +31,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prompt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("prompt") / "short.md"
-    path.write_text(PROMPT)
+    path.write_text(SHORT_PROMPT)
     return path
 
 
@@ -136,6 +129,7 @@ def test_records_have_one_shape_and_a_killed_run_goes_on(
     assert all(tuple(record) == traced for record in kept)
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_hf_keeps_what_an_unharmed_run_keeps(
     corpus: Path, prompt: Path, rater: Path, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ from raters.rater_files import RaterSpec, default_aggregate, read_rater
 from raters.rating import Rater, load_rater
 from raters.records import DataError
 from tests.local_servers import serving_transformers
+from tests.places import CHECKOUT
 from tests.scripted_server import Answer, Fault, ScriptedServer, token_entry
 from tests.small_corpora import (
     DIMENSION,
@@ -37,6 +38,7 @@ from tests.small_corpora import (
     NOMINAL,
     ORDINAL_3,
     PAIRWISE,
+    SHORT_PROMPT,
     ScriptedModel,
     dimension_of,
     rating,
@@ -48,15 +50,7 @@ from tests.test_label_scoring import expected_logprobs, plain
 from tests.tiny_models import make_rater
 
 Record = dict[str, Any]
-CHECKOUT = Path(__file__).resolve().parents[1]
 ITEMS = 8
-PROMPT = """{{ guideline }}
-Labels: {{ labels }}
-{% for name, text in fields %}
-{{ name }}: {{ text }}
-{% endfor %}
-"""
-"""Short, since the tiny model's context is."""
 
 
 def read(path: Path) -> list[Record]:
@@ -465,7 +459,7 @@ def tiny_rater(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prompt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("prompt") / "short.md"
-    path.write_text(PROMPT)
+    path.write_text(SHORT_PROMPT)
     return path
 
 

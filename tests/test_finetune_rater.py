@@ -19,13 +19,13 @@ from raters.models.hf import HFModel
 from raters.models.protocol import SamplingSettings
 from raters.rater_files import read_rater
 from raters.records import ConfigError, DataError, ModelAccessError
+from tests.places import CHECKOUT
 from tests.small_corpora import INTERVAL, NOMINAL, ORDINAL_5
 from tests.small_training import Said, finetune, losses, write_pair_run, write_trace_run
 from tests.test_training_data import DROPS_THINKING
 from tests.tiny_models import CHAT_TEMPLATE, make_adapter, make_model
 
 TWO_STEPS = ("--steps", "2", "--batch", "4", "--eval-steps", "2", "--lr", "1e-2")
-CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)

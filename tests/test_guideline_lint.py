@@ -613,6 +613,7 @@ def test_n_grams_agree_with_a_plain_search() -> None:
         assert quoted == any(" ".join(words) in item for item in items)
 
 
+@pytest.mark.slow
 def test_many_items_take_little_memory_and_time() -> None:
     """30,000 items of 300 words: 9 million n-grams, 72 MB of hashes."""
     script = """

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+from tests.places import CHECKOUT
+
 HEAVY = frozenset(
     "torch transformers peft trl datasets openai vllm ray matplotlib sklearn sentence_transformers".split()
 )

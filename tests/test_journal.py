@@ -17,9 +17,9 @@ import pytest
 
 from raters.journal import Journal, read_at, read_lines, sha256_of, to_line, write_atomically
 from raters.records import DataError, StorageError
+from tests.places import CHECKOUT
 
 RECORDS = [{"n": 1, "text": "eins"}, {"n": 2, "text": "zwei\nZeilen\u2028 „ü“ 🚲"}, {"n": 3, "text": ""}]
-CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def written(path: Path, records: list[dict[str, object]] = RECORDS) -> Path:

@@ -30,6 +30,7 @@ from raters.rater_files import RaterSpec, SeenItems, default_aggregate, read_rat
 from raters.rating import load_rater
 from raters.records import DataError, Item, JudgeseyeError, StorageError
 from raters.scales import SCALE_ADAPTER
+from tests.places import CHECKOUT
 from tests.small_corpora import (
     DIMENSION,
     GUIDELINE,
@@ -44,7 +45,6 @@ from tests.small_corpora import (
     write_corpus,
 )
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 LONGEST_ERROR_LINE = 1000
 Record = dict[str, Any]
 

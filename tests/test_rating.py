@@ -28,6 +28,7 @@ from raters.rater_files import RaterSpec, SeenItems, default_aggregate
 from raters.rating import Rater, Rating, load_rater
 from raters.records import ConfigError, DataError, JudgeseyeError, ModelError, ModelRequestError
 from raters.scales import SCALE_ADAPTER
+from tests.places import CHECKOUT
 from tests.small_corpora import (
     INTERVAL,
     NOMINAL,
@@ -43,7 +44,6 @@ from tests.small_corpora import (
     varied_texts,
 )
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 FIVES = {"type": "ordinal", "labels": [0, 5, 10]}
 GAPS = {"type": "ordinal", "labels": [1, 2, 5]}
 TENTHS = {"type": "ordinal", "labels": [0.1, 0.2, 0.3]}

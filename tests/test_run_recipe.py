@@ -14,8 +14,8 @@ import pytest
 
 from pipelines.run_recipe import Step, _state, main, read_recipe
 from raters.records import ConfigError
+from tests.places import CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parents[1]
 TWO_STEPS = """\
 steps:
   rated: {stage: rate_items, corpus: demo, model: embedded, draws: 2}

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from raters.training_loss import TextCollator
 from raters.training_models import load_base
 from raters.training_pairs import encode_pairs
 from raters.training_plan import Schedule, data_order
+from tests.places import CHECKOUT
 from tests.small_training import finetune, losses, metrics, write_trace_run
 from tests.tiny_models import make_model
 
@@ -30,7 +33,6 @@ PINNED_LOSS = 3.0035
 """Loss of the 20th step of the plain run below, torch 2.13 on an x86 CPU in float32; other builds sum in other orders,
 so it is held to 0.5 %. It moves with whatever changes data, masks, order, optimizer or adapter."""
 SETTINGS = ("--steps", str(STEPS), "--batch", str(BATCH), "--warmup", "2", "--eval-steps", "10", "--lr", "5e-3")
-CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -261,20 +263,26 @@ def test_a_killed_run_goes_on_to_the_same_bits(run: Path, base: Path, tmp_path: 
         assert (killed / "dev" / name).read_bytes().startswith(content)  # nothing was rated twice
 
 
-@pytest.mark.slow
-def test_a_stopped_run_says_how_to_go_on(run: Path, base: Path, tmp_path: Path) -> None:
-    import threading
+@contextmanager
+def ctrl_c_once(ready: Callable[[], bool]) -> Iterator[None]:
+    """Press Ctrl-C in this process as soon as something is there, while the block runs."""
 
-    def press_ctrl_c() -> None:
+    def press() -> None:
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (tmp_path / "o" / "metrics.jsonl").exists():
-            time.sleep(0.005)
+        while time.monotonic() < deadline and not ready():
+            time.sleep(0.002)
         os.kill(os.getpid(), signal.SIGINT)
 
-    presser = threading.Thread(target=press_ctrl_c)
+    presser = threading.Thread(target=press)
     presser.start()
-    said = finetune(run, base, tmp_path / "o", *SETTINGS)
+    yield
     presser.join()
+
+
+@pytest.mark.slow
+def test_a_stopped_run_says_how_to_go_on(run: Path, base: Path, tmp_path: Path) -> None:
+    with ctrl_c_once((tmp_path / "o" / "metrics.jsonl").exists):
+        said = finetune(run, base, tmp_path / "o", *SETTINGS)
     assert said.status == 130
     assert "give the same command again to go on" in said.log
     assert json.loads((tmp_path / "o" / "manifest.json").read_text())["status"] == "stopped"
@@ -287,8 +295,6 @@ def test_a_stopped_run_says_how_to_go_on(run: Path, base: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_preferences_go_on_after_a_stop_against_the_same_reference(run: Path, base: Path, tmp_path: Path) -> None:
     """The reference is the fine-tuned adapter, and lies in no file of its own until a checkpoint has it."""
-    import threading
-
     more = (
         "--method",
         "sft+dpo",
@@ -307,16 +313,8 @@ def test_preferences_go_on_after_a_stop_against_the_same_reference(run: Path, ba
     assert finetune(run, base, tmp_path / "whole", *more).status == 0
     path = tmp_path / "stopped" / "metrics.jsonl"
 
-    def press_ctrl_c() -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (path.exists() and '"dpo", "step": 5' in path.read_text()):
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    presser = threading.Thread(target=press_ctrl_c)
-    presser.start()
-    said = finetune(run, base, tmp_path / "stopped", *more)
-    presser.join()
+    with ctrl_c_once(lambda: path.exists() and '"dpo", "step": 5' in path.read_text()):
+        said = finetune(run, base, tmp_path / "stopped", *more)
     assert said.status == 130
     said = finetune(run, base, tmp_path / "stopped", *more)
     assert said.status == 0, said.error
