@@ -6,7 +6,6 @@ kept, and their reasoning stands in for the person's own (Zhang et al. 2026).
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import time
@@ -19,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import StageOptions, parse_options
-from pipelines.session import draw_until_done, how_to_go_on, progress_text
+from pipelines.options import EndpointOptions, parse_options
+from pipelines.session import draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
 from raters.records import MOST_DRAWS, JudgeseyeError, StorageError
 
@@ -40,7 +39,7 @@ Writes to --out: candidates.jsonl (every draw), traces.jsonl (kept ones), unmatc
 utilisation.svg, split.json, manifest.json. The same command again continues where it stopped."""
 
 
-class InferTracesOptions(StageOptions):
+class InferTracesOptions(EndpointOptions):
     """Options of infer_traces."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
@@ -132,7 +131,7 @@ def _run(plan: Plan, folder: RunFolder) -> dict[str, Any] | None:
         return {**plan.manifest(ledger, status, seconds), "second_chance": second_chance(plan, folder)}
 
     try:
-        if ledger.has_work(plan.sampling.full_rows(len(ledger.rows))) and not asyncio.run(
+        if ledger.has_work(plan.sampling.full_rows(len(ledger.rows))) and not run_loop(
             _draw(plan, ledger, journal, last)
         ):
             if sum(ledger.totals.draws.values()):
@@ -185,6 +184,7 @@ async def _draw(plan: Plan, ledger: Ledger, journal: Journal, last: Record | Non
                 adapter=options.adapter if spec == options.model else None,
                 batch_size=options.batch_size,
                 concurrency=options.concurrency,
+                limits=options.endpoint_limits,
             )
         return Source(models[spec], plan.questions[purpose])
 

@@ -268,10 +268,9 @@ def _check_options(options: InferTracesOptions, dimension: Dimension) -> None:
         raise ConfigError(
             f"--keep {options.keep} --strategy adaptive: adaptive stops at the first; give --strategy fixed"
         )
-    if options.base_url and not any(
-        (spec or "").startswith("openai/")
-        for spec in (options.model, options.escalate, options.rationalize, options.recover)
-    ):
+    specs = (options.model, options.escalate, options.rationalize, options.recover)
+    options.check_endpoint(specs)
+    if options.base_url and not any((spec or "").startswith("openai/") for spec in specs):
         raise ConfigError(f"--base-url {options.base_url}: is for openai/<name>, and no such model is asked for")
     different = 2 if dimension.scale.type == "pairwise" else 1
     if options.temperature == 0 and options.k > different:

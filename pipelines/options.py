@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import difflib
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from raters.records import ConfigError
+
+if TYPE_CHECKING:
+    from raters.models.pacing import EndpointLimits
 
 _MOST_SHOWN = 80
 
@@ -42,6 +45,43 @@ class StageOptions(BaseModel):
         return data
 
 
+class EndpointOptions(StageOptions):
+    """Base of the options of stages that may ask a model over HTTP: how openai/<name> may be asked."""
+
+    requests_per_minute: int | None = Field(None, ge=1, description="most requests to openai/<name> in any 60 seconds")
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="most tokens, read and written, of openai/<name> in any 60 seconds"
+    )
+    max_retries: int = Field(10, ge=0, le=100, description="tries of a request to openai/<name> after the first")
+    request_timeout: float = Field(600.0, gt=0, description="seconds of silence after which a request is sent again")
+    connect_timeout: float = Field(10.0, gt=0, description="seconds to wait for a connection to openai/<name>")
+
+    @property
+    def endpoint_limits(self) -> EndpointLimits:
+        """How a served model may be asked."""
+        from raters.models.pacing import EndpointLimits
+
+        return EndpointLimits(
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+            max_retries=self.max_retries,
+            request_timeout_seconds=self.request_timeout,
+            connect_timeout_seconds=self.connect_timeout,
+        )
+
+    def check_endpoint(self, specs: Iterable[str | None]) -> None:
+        """Refuse limits of a served model if none of the models asked for is one.
+
+        Raises:
+            ConfigError: If so.
+        """
+        if any((spec or "").startswith("openai/") for spec in specs):
+            return
+        for name in EndpointOptions.model_fields:
+            if (value := getattr(self, name)) != EndpointOptions.model_fields[name].default:
+                raise ConfigError(f"{_flag(name)} {value}: is for openai/<name>, and no such model is asked for")
+
+
 Options = TypeVar("Options", bound=StageOptions)
 
 
@@ -61,7 +101,8 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same options (k: 8, top_p: 0.9, ...)")
-    for name, field in kind.model_fields.items():
+    # What stages share comes last.
+    for name, field in sorted(kind.model_fields.items(), key=lambda field: field[0] in EndpointOptions.model_fields):
         text = (field.description or "").replace("%", "%%")
         if field.default not in (None, ()) and not isinstance(field.default, bool):
             text += f" (default: {field.default})"

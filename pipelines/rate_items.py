@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import StageOptions, parse_options
-from pipelines.session import cost_usd, draw_until_done, how_to_go_on, progress_text
+from pipelines.options import EndpointOptions, parse_options
+from pipelines.session import cost_usd, draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
 from raters.records import MOST_DRAWS, ConfigError, DataError, JudgeseyeError, StorageError
 
@@ -38,7 +37,7 @@ Writes to --out: ratings.jsonl (every draw), verdicts.jsonl (what the draws of a
 split.json, manifest.json. The same command again continues where it stopped."""
 
 
-class RateItemsOptions(StageOptions):
+class RateItemsOptions(EndpointOptions):
     """Options of rate_items."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
@@ -187,6 +186,7 @@ def _read_inputs(options: RateItemsOptions) -> _Plan:
             reasoning=options.reasoning,
             adapter=options.adapter,
         )
+    options.check_endpoint([spec.model])
     settings = replace(
         spec.settings,
         **{
@@ -262,7 +262,7 @@ def _run(plan: _Plan, folder: RunFolder) -> RatingSheet | None:
     try:
         if folder.previous and sheet.rows_done < len(plan.items):
             folder.write_manifest(manifest("running"))
-        if sheet.rows_done < len(plan.items) and not asyncio.run(_draw(plan, sheet, journal)):
+        if sheet.rows_done < len(plan.items) and not run_loop(_draw(plan, sheet, journal)):
             if sheet.draws:
                 folder.write_manifest(manifest("stopped"))
             say(how_to_go_on(sheet.draws, folder.path))
@@ -295,6 +295,7 @@ async def _draw(plan: _Plan, sheet: RatingSheet, journal: Journal) -> bool:
         adapter=plan.spec.adapter,
         batch_size=options.batch_size,
         concurrency=options.concurrency,
+        limits=options.endpoint_limits,
     )
     try:
         text = progress_text(

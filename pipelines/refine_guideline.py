@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,9 +12,9 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import StageOptions, parse_options
+from pipelines.options import EndpointOptions, parse_options
 from pipelines.screen import say
-from pipelines.session import draw_until_done
+from pipelines.session import draw_until_done, run_loop
 from raters.records import MOST_DRAWS, JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ summary.json, test/<rater>-{original,refined}/ratings.jsonl, manifest.json. The 
 stopped."""
 
 
-class RefineGuidelineOptions(StageOptions):
+class RefineGuidelineOptions(EndpointOptions):
     """Options of refine_guideline."""
 
     traces: str | None = Field(None, description="folder of a finished run of infer_traces on the train split")
@@ -197,7 +196,7 @@ def _run(plan: Plan, folder: RunFolder) -> dict[str, Any] | None:
         say(f"continuing {folder.path}: {spending.requests:,} answers are there already")
     try:
         results: dict[str, Any] = {}
-        if not asyncio.run(_with_models(plan, folder, work, ticker, results)):
+        if not run_loop(_with_models(plan, folder, work, ticker, results)):
             folder.write_manifest(manifest("stopped"))
             say(f"{spending.requests:,} answers are kept in {folder.path}; give the same command again to go on")
             return None
@@ -231,6 +230,7 @@ async def _with_models(plan: Plan, folder: RunFolder, work: _Work, ticker: _Tick
                 adapter=adapter,
                 batch_size=options.batch_size,
                 concurrency=options.concurrency,
+                limits=options.endpoint_limits,
             )
         return work.models[key]
 

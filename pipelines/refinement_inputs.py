@@ -103,6 +103,8 @@ def read_inputs(options: RefineGuidelineOptions) -> Plan:
     )
     original = Guideline.of(text)
     raters, names = _read_raters(options, run, original.text)
+    again = (options.explain, options.recover, run.options["model"])
+    options.check_endpoint([options.writer, *again, *(spec.model for spec in raters)])
     dev = run.split.indices("dev")
     items, labels = labelled_items(run.corpus, run.dimension, run.gold_method, dev, options.dev_limit)
     if len(items) < LEAST_DEV_ITEMS:

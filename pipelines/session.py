@@ -7,9 +7,12 @@ import signal
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from pipelines.screen import say
+
+
+Outcome = TypeVar("Outcome")
 
 
 class Stoppable(Protocol):
@@ -24,6 +27,16 @@ class Bar(Protocol):
     def close(self) -> None:
         """Show the last state and end the line."""
         ...
+
+
+def run_loop(work: Coroutine[Any, Any, Outcome]) -> Outcome:
+    """Return what a coroutine comes to in an event loop of its own.
+
+    The loop is uvloop's: with hundreds of requests in flight asyncio's own takes a third of their time on the CPU.
+    """
+    import uvloop
+
+    return uvloop.run(work)
 
 
 async def draw_until_done(pool: Stoppable, work: Coroutine[None, None, None], bar: Bar) -> bool:

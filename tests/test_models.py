@@ -820,10 +820,10 @@ def test_openai_reads_retry_after_as_a_date() -> None:
     assert 17 < seconds <= 20
 
 
-def test_openai_backoff_doubles_with_full_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openai_backoff_doubles_with_equal_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "uniform", lambda low, high: (low, high))
     spans = [openai_module._pause_seconds(tries, None) for tries in range(1, 9)]
-    assert spans == [(0.0, high) for high in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)]
+    assert spans == [(high / 2, high) for high in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)]
 
 
 def test_openai_timeout_is_tried_again(quick_backoff: None) -> None:

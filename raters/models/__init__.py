@@ -5,6 +5,9 @@ A model is named `provider/name`: `embedded`, `hf/<path or id>`, `openai/<name>`
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
+from raters.models.pacing import EndpointLimits
 from raters.models.protocol import Model
 from raters.records import ConfigError
 
@@ -18,7 +21,7 @@ def open_model(
     adapter: str | None = None,
     batch_size: int = 16,
     concurrency: int = 32,
-    timeout_seconds: float = 600.0,
+    limits: EndpointLimits | None = None,
 ) -> Model:
     """Return the model that a spec names.
 
@@ -28,7 +31,7 @@ def open_model(
         adapter: LoRA adapter folder for `hf/...`.
         batch_size: Most rows that `hf/...` generates at once.
         concurrency: Most requests that `openai/...` has in flight.
-        timeout_seconds: Longest wait for one answer of `openai/...`.
+        limits: How else `openai/...` may be asked; `EndpointLimits()` if None.
 
     Raises:
         ConfigError: If the spec is not one, or an option does not belong to its provider.
@@ -47,7 +50,7 @@ def open_model(
         return HFModel(name, adapter=adapter, batch_size=batch_size)
     from raters.models.openai import OpenAIModel
 
-    return OpenAIModel(name, base_url=base_url, concurrency=concurrency, request_timeout_seconds=timeout_seconds)
+    return OpenAIModel(name, base_url=base_url, concurrency=concurrency, **asdict(limits or EndpointLimits()))
 
 
 def check_spec(spec: str) -> tuple[str, str]:

@@ -2,8 +2,9 @@
 
 One request per seed. Servers differ in what they leave out (`usage`, `content`, `finish_reason`) and in what
 they call the reasoning, so answers are read from plain JSON and nothing is taken for granted. Failures that
-pass are retried with exponential backoff and full jitter (Brooker 2015, "Exponential Backoff And Jitter",
-AWS Architecture Blog); the server's own Retry-After comes first.
+pass are retried with exponential backoff and equal jitter (Brooker 2015, "Exponential Backoff And Jitter",
+AWS Architecture Blog), whose least wait sees a run through a server's restart; Retry-After comes first. How many
+requests are in flight is decided in `pacing.py`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import logging
 import math
 import os
 import random
+import re
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from raters.models.pacing import EndpointLimits, Gate, Pacer
 from raters.models.protocol import Completion, Message, SamplingSettings, one_line, split_reasoning
 from raters.models.top_logprobs import label_logprobs, read_tokens
 from raters.records import ModelAccessError, ModelError, ModelRequestError
@@ -39,6 +42,12 @@ _MOST_TOKENS = 2**40  # no server counts more; a number beyond it would spoil ev
 _FEWER_LOGPROBS = {20: 5, 5: 0}
 """What is asked for next if a server refuses so many `top_logprobs`: OpenAI allows 20, others 5, some none."""
 TRIES_TO_REACH = 2  # tries while no server has ever answered: a wrong URL should not cost minutes
+_LEAST_BYTES_A_TOKEN = 3
+"""Of UTF-8, for the tokens of a prompt that no server has counted yet: English has about 4, Chinese about 3."""
+_OVERLOAD_WORDS = re.compile("overload|over capacity|at capacity|too many requests|rate.?limit|throttl|busy", re.I)
+"""What servers say with 503 if it is the load: others say it while they load a model, or are down."""
+_OVERLOAD_CODES = (429, 529)
+_DEFAULTS = EndpointLimits()
 
 
 class _PassingError(Exception):
@@ -47,12 +56,20 @@ class _PassingError(Exception):
     Attributes:
         retry_after_seconds: How long the server asked to wait; None if it did not say.
         unreachable: True if no connection could be made at all.
+        overload: True if the server was asked too much at once.
     """
 
-    def __init__(self, reason: str, retry_after_seconds: float | None = None, unreachable: bool = False) -> None:
+    def __init__(
+        self,
+        reason: str,
+        retry_after_seconds: float | None = None,
+        *,
+        unreachable: bool = False,
+        overload: bool = False,
+    ) -> None:
         super().__init__(reason)
         self.retry_after_seconds = retry_after_seconds
-        self.unreachable = unreachable
+        self.unreachable, self.overload = unreachable, overload
 
 
 class OpenAIModel:
@@ -68,19 +85,23 @@ class OpenAIModel:
         *,
         base_url: str | None = None,
         concurrency: int = 32,
-        request_timeout_seconds: float = 600.0,
-        connect_timeout_seconds: float = 10.0,
-        max_retries: int = 5,
+        request_timeout_seconds: float = _DEFAULTS.request_timeout_seconds,
+        connect_timeout_seconds: float = _DEFAULTS.connect_timeout_seconds,
+        max_retries: int = _DEFAULTS.max_retries,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
     ) -> None:
         """Read address and key; nothing is sent yet.
 
         Args:
             name: Model name as the server knows it.
             base_url: Address up to and including `/v1`; else OPENAI_BASE_URL, else OpenAI's own.
-            concurrency: Most requests in flight at once.
+            concurrency: Most requests in flight at once; fewer while the server says that it is overloaded.
             request_timeout_seconds: Longest silence of the server during one request.
             connect_timeout_seconds: Longest wait for a connection.
             max_retries: Tries after the first, per request.
+            requests_per_minute: Most requests in any 60 seconds; None for no limit.
+            tokens_per_minute: Most tokens in any 60 seconds, as `pacing.Pacer` counts them; None for no limit.
 
         Raises:
             ModelAccessError: No key and no base URL, or one of them cannot be used.
@@ -101,13 +122,15 @@ class OpenAIModel:
         self._request_timeout_seconds = request_timeout_seconds
         self._connect_timeout_seconds = connect_timeout_seconds
         self._max_retries = max_retries
+        self._requests_per_minute, self._tokens_per_minute = requests_per_minute, tokens_per_minute
         self._length_field = "max_tokens"
         self._top_logprobs = max(_FEWER_LOGPROBS)
         self._warned = False
         self._reached = False
+        self._answers = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: AsyncOpenAI | None = None
-        self._slots: asyncio.Semaphore | None = None
+        self._gate: Gate | None = None
 
     async def complete(
         self, messages: Sequence[Message], seeds: Sequence[int], settings: SamplingSettings
@@ -116,7 +139,8 @@ class OpenAIModel:
 
         Raises:
             ModelAccessError: Server unreachable, key refused, or model unknown.
-            ModelRequestError: The server will not answer this request, whatever is tried.
+            ModelRequestError: The server will not answer this request, whatever is tried, or failed at each try
+                while it answered others.
             ModelError: A request failed after all retries.
         """
         tasks = [asyncio.ensure_future(self._draw(messages, seed, settings)) for seed in seeds]
@@ -128,7 +152,7 @@ class OpenAIModel:
 
     async def close(self) -> None:
         """Close all connections."""
-        client, self._client, self._slots, self._loop = self._client, None, None, None
+        client, self._client, self._gate, self._loop = self._client, None, None, None
         if client is not None:
             with contextlib.suppress(RuntimeError):  # connections of a loop that has ended are gone already
                 await client.close()
@@ -145,52 +169,65 @@ class OpenAIModel:
         # Rebuilt from its parts, because user:password@ and ?key= belong in no message.
         return one_line(f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}")
 
-    def _session(self) -> tuple[AsyncOpenAI, asyncio.Semaphore]:
-        """Return client and request slots of the running event loop; neither survives a change of loops."""
+    def _session(self) -> tuple[AsyncOpenAI, Gate]:
+        """Return client and gate of the running event loop; neither survives a change of loops."""
         loop = asyncio.get_running_loop()
-        if self._client is None or self._slots is None or self._loop is not loop:
+        if self._client is None or self._gate is None or self._loop is not loop:
             try:
-                import openai
+                from raters.models.transport import open_client
             except ImportError as error:
-                raise ModelAccessError(f"{self.spec}: needs the openai package; pip install openai") from error
-            timeout = openai.Timeout(self._request_timeout_seconds, connect=self._connect_timeout_seconds)
-            self._loop = loop
-            self._slots = asyncio.Semaphore(self._concurrency)
-            self._client = openai.AsyncOpenAI(
-                api_key=self._key or "none",
-                base_url=self._base_url,
-                max_retries=0,
-                timeout=timeout,
-                # openai's own choice closes itself when collected, with an error if its loop has ended.
-                http_client=openai.DefaultAsyncHttpxClient(timeout=timeout),
+                needed = "pip install 'openai[aiohttp]'"
+                raise ModelAccessError(f"{self.spec}: needs the openai package and aiohttp; {needed}") from error
+            pacer = Pacer(
+                self._concurrency,
+                requests_per_minute=self._requests_per_minute,
+                tokens_per_minute=self._tokens_per_minute,
             )
-        return self._client, self._slots
+            self._loop, self._gate = loop, Gate(pacer, time.monotonic)
+            self._client = open_client(
+                self._base_url,
+                self._key or "none",
+                request_timeout_seconds=self._request_timeout_seconds,
+                connect_timeout_seconds=self._connect_timeout_seconds,
+            )
+        return self._client, self._gate
 
     async def _draw(self, messages: Sequence[Message], seed: int, settings: SamplingSettings) -> Completion:
-        client, slots = self._session()
-        # The slot is kept while waiting between tries, so an overloaded server sees fewer requests, not more.
-        async with slots:
-            tries = 0
-            while True:
-                try:
-                    return await self._request(client, messages, seed, settings)
-                except _PassingError as error:
-                    tries += 1
-                    lost = error.unreachable and not self._reached
-                    if lost and tries >= min(TRIES_TO_REACH, self._max_retries + 1):
-                        raise ModelAccessError(
-                            f"{self.spec}: no server answers at {self._place} ({error}); start it, or check --base-url"
-                        ) from error
-                    if tries > self._max_retries:
-                        raise ModelError(
-                            f"{self.spec}: {self._place} failed {tries} times, the last time with: {error}; "
-                            "try again later, or with fewer requests at once"
-                        ) from error
-                    await asyncio.sleep(_pause_seconds(tries, error.retry_after_seconds))
+        client, gate = self._session()
+        tries, answers_before = 0, self._answers
+        while True:
+            try:
+                completion = await self._request(client, gate, messages, seed, settings)
+                self._answers += 1
+                return completion
+            except _PassingError as error:
+                tries += 1
+                lost = error.unreachable and not self._reached
+                if lost and tries >= min(TRIES_TO_REACH, self._max_retries + 1):
+                    raise ModelAccessError(
+                        f"{self.spec}: no server answers at {self._place} ({error}); start it, or check --base-url"
+                    ) from error
+                if tries > self._max_retries:
+                    raise self._given_up(error, tries, self._answers - answers_before) from error
+                # Without a place in the window: others may be answered meanwhile.
+                await asyncio.sleep(_pause_seconds(tries, error.retry_after_seconds))
+
+    def _given_up(self, error: _PassingError, tries: int, other_answers: int) -> ModelError:
+        """Return what a request ends with after its last try.
+
+        A server that answers others and fails on this one each time will go on to, and a run must be able to end
+        without it. Refused for overload it may just have come at the wrong times.
+        """
+        failed = f"{self.spec}: {self._place} failed {tries} times"
+        if not error.overload and other_answers >= tries > 1:
+            words = f"{failed} on this request while it answered {other_answers} others, the last time with: {error}"
+            return ModelRequestError(words)
+        return ModelError(f"{failed}, the last time with: {error}; try again later, or with fewer requests at once")
 
     async def _request(
         self,
         client: AsyncOpenAI,
+        gate: Gate,
         messages: Sequence[Message],
         seed: int,
         settings: SamplingSettings,
@@ -200,6 +237,7 @@ class OpenAIModel:
 
         Args:
             client: The connection.
+            gate: What holds requests back.
             messages: What is asked.
             seed: Of the draw.
             settings: How it is drawn.
@@ -221,34 +259,70 @@ class OpenAIModel:
         if settings.label_logprobs and wanted:
             body |= {"logprobs": True, "top_logprobs": wanted}
         try:
-            answer = await client.chat.completions.with_raw_response.create(**cast(Any, body))
+            payload = await self._send(client, gate, body, settings.max_tokens)
         except openai.APITimeoutError as error:
             if type(error.__cause__).__name__ == "ConnectTimeout":
                 reason = f"no connection within {self._connect_timeout_seconds:g} s"
                 raise _PassingError(reason, unreachable=True) from error
             raise _PassingError(f"no answer within {self._request_timeout_seconds:g} s") from error
         except openai.APIConnectionError as error:
-            # Class names, because openai runs on httpx or on httpx2.
             unreachable = type(error.__cause__).__name__ == "ConnectError"
             raise _PassingError(self._clean(_connection_reason(error)), unreachable=unreachable) from error
         except openai.APIStatusError as error:
             self._reached = True
             if "max_tokens" in body and _wants_max_completion_tokens(error):
                 self._length_field = "max_completion_tokens"
-                return await self._request(client, messages, seed, settings, top_logprobs)
+                return await self._request(client, gate, messages, seed, settings, top_logprobs)
             if "logprobs" in body and _refuses_logprobs(error):
                 fewer = _FEWER_LOGPROBS[wanted]
-                completion = await self._request(client, messages, seed, settings, fewer)
+                completion = await self._request(client, gate, messages, seed, settings, fewer)
                 # Only an answer shows that it was the log-probabilities: an error may repeat any word of the prompt.
                 self._take_fewer_logprobs(fewer, f"{error.status_code} {self._clean(_error_text(error.body))}".strip())
                 return completion
             raise self._refusal(error) from None  # the chain would show the server's words as they came
-        self._reached = True
-        try:
-            payload = json.loads(answer.text)
-        except (ValueError, RecursionError) as error:
-            raise _PassingError(f"an answer that is not JSON ({self._clean(answer.text)[:80]!r})") from error
         return self._read(payload, settings.label_logprobs if "logprobs" in body else None)
+
+    async def _send(self, client: AsyncOpenAI, gate: Gate, body: Mapping[str, Any], max_tokens: int) -> Any:
+        """Return the JSON that a server answers to a request, once the gate lets it through.
+
+        Raises:
+            OpenAIError: No answer, or a status of 400 or more.
+            _PassingError: The answer is not JSON, or says that there are too many requests.
+        """
+        import httpx2
+        import openai
+
+        content = json.dumps(body).encode()
+        pacer = gate.pacer
+        ticket = await gate.enter(len(content) // _LEAST_BYTES_A_TOKEN + max_tokens)
+        try:
+            # Not `chat.completions.create`, which goes through every message of the body and then once more.
+            answer = await client.post("/chat/completions", cast_to=httpx2.Response, content=content)
+            self._reached = True
+            try:
+                payload = json.loads(answer.content)
+            except (ValueError, RecursionError) as error:
+                pacer.lost(ticket)
+                raise _PassingError(f"an answer that is not JSON ({self._clean(answer.text)[:80]!r})") from error
+            failure = payload.get("error") if isinstance(payload, dict) else None
+            if isinstance(failure, dict) and failure.get("code") in _OVERLOAD_CODES:
+                pacer.overloaded(gate.clock(), ticket, None)
+                raise _PassingError(self._clean(_error_text(failure)), overload=True)
+            pacer.answered(ticket, _tokens_used(payload))
+            return payload
+        except _PassingError:
+            raise
+        except openai.APIStatusError as error:
+            if _is_overload(error):
+                pacer.overloaded(gate.clock(), ticket, _retry_after_seconds(error.response.headers))
+            else:
+                pacer.refused(ticket)
+            raise
+        except BaseException:
+            pacer.lost(ticket)
+            raise
+        finally:
+            gate.admit()
 
     def _take_fewer_logprobs(self, most: int, reason: str) -> None:
         """Ask for no more log-probabilities than that from now on, and say so if it is none."""
@@ -274,7 +348,10 @@ class OpenAIModel:
         if error.code == "insufficient_quota":
             return ModelAccessError(f"{place} says the quota is used up ({words}); top it up")
         if status in (408, 409, 429) or status >= 500:
-            return _PassingError(words, _retry_after_seconds(error.response.headers))
+            if status == 429 and "request too large" in words.lower():  # OpenAI's, for more than a minute's tokens
+                return ModelRequestError(f"{place} refused the request ({words}); shorten it, or lower --max-tokens")
+            wait = _retry_after_seconds(error.response.headers)
+            return _PassingError(words, wait, overload=_is_overload(error))
         hint = "check the sampling settings and the prompt's length"
         return ModelRequestError(f"{place} refused the request ({words}); {hint}")
 
@@ -323,11 +400,26 @@ def _refuses_logprobs(error: APIStatusError) -> bool:
     return error.status_code not in (401, 429) and "logprob" in str(error.body).lower()
 
 
+def _is_overload(error: APIStatusError) -> bool:
+    """True if a server says that it is asked too much at once, not that it is broken."""
+    return error.status_code in _OVERLOAD_CODES or (
+        error.status_code == 503 and _OVERLOAD_WORDS.search(_error_text(error.body)) is not None
+    )
+
+
+def _tokens_used(payload: Any) -> int | None:
+    usage = payload.get("usage") if isinstance(payload, dict) else None
+    names = ("prompt_tokens", "completion_tokens")
+    counts = [_count(usage.get(name)) for name in names] if isinstance(usage, dict) else [None]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
 def _pause_seconds(tries: int, retry_after_seconds: float | None) -> float:
     if retry_after_seconds is not None:
         # A little jitter on top, or all that were refused together come back together.
         return retry_after_seconds + random.uniform(0.0, min(1.0, 0.1 * retry_after_seconds))
-    return random.uniform(0.0, min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** (tries - 1)))
+    longest = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** (tries - 1))
+    return random.uniform(longest / 2.0, longest)
 
 
 def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:
