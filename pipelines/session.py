@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypeVar
 
 from pipelines.screen import say
 
-
 Outcome = TypeVar("Outcome")
 
 

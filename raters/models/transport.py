@@ -26,6 +26,8 @@ KEEP_ALIVE_SECONDS = 4.0
 """Shorter than the 5 s of uvicorn, under which most servers of open models run: or a request meets a closed door."""
 _OUR_OWN = frozenset({"host", "content-length", "connection", "accept-encoding"})
 """Headers that aiohttp writes itself."""
+_HEADERS = "raters.headers"
+"""Extension of a request: its headers, ready for aiohttp."""
 _OF_THE_BODY = frozenset({"content-length", "content-encoding", "transfer-encoding"})
 """Headers of an answer that no longer hold once its body is read and decompressed."""
 
@@ -53,17 +55,15 @@ class _Client(openai.AsyncOpenAI):
     def _build_request(self, options: Any, **more: Any) -> httpx2.Request:
         if not isinstance(options.content, bytes) or options.params or options.headers:
             return super()._build_request(options, **more)
-        first: dict[str, httpx2.Request] = self.__dict__.setdefault("_first_requests", {})
+        first: dict[str, tuple[httpx2.Request, dict[str, str]]] = self.__dict__.setdefault("_first_requests", {})
         if options.url not in first:
-            first[options.url] = super()._build_request(options, **more)
-            first[options.url].headers.pop("content-length", None)
-        like = first[options.url]
-        request = httpx2.Request(
-            like.method, like.url, headers=like.headers, content=options.content, extensions=like.extensions
-        )
-        if options.idempotency_key and "idempotency-key" in like.headers:
-            request.headers["Idempotency-Key"] = options.idempotency_key
-        return request
+            request = super()._build_request(options, **more)
+            first[options.url] = request, _sent_headers(request)
+        like, headers = first[options.url]
+        if options.idempotency_key and "idempotency-key" in headers:
+            headers = {**headers, "idempotency-key": options.idempotency_key}
+        extensions = {**like.extensions, _HEADERS: headers}
+        return httpx2.Request(like.method, like.url, content=options.content, extensions=extensions)
 
 
 class _HttpClient(httpx2.AsyncClient):
@@ -96,10 +96,10 @@ class _Connections(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         url, signed = self._address(str(request.url))
-        headers = {name: value for name, value in request.headers.items() if name not in _OUR_OWN} | signed
+        headers = request.extensions.get(_HEADERS) or _sent_headers(request)
         with _errors_of_httpx():
             async with self._session.request(
-                request.method, url, data=request.content, headers=headers, proxy=self._proxy
+                request.method, url, data=request.content, headers={**headers, **signed}, proxy=self._proxy
             ) as answer:
                 content = await answer.read()
         kept = [pair for pair in answer.headers.items() if pair[0].lower() not in _OF_THE_BODY]
@@ -117,6 +117,11 @@ class _Connections(httpx2.AsyncBaseTransport):
     async def aclose(self) -> None:
         self._left_behind.detach()
         await self._session.close()
+
+
+def _sent_headers(request: httpx2.Request) -> dict[str, str]:
+    """Return the headers of a request as aiohttp takes them."""
+    return {name: value for name, value in request.headers.items() if name not in _OUR_OWN}
 
 
 def _close_quietly(session: aiohttp.ClientSession, connector: aiohttp.TCPConnector) -> None:
