@@ -127,10 +127,11 @@ def _sent_headers(request: httpx2.Request) -> dict[str, str]:
 def _close_quietly(session: aiohttp.ClientSession, connector: aiohttp.TCPConnector) -> None:
     """Close what an event loop that has ended left behind, without the complaints of aiohttp."""
     session.detach()
-    with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
-        warnings.simplefilter("ignore")
-        waiting = connector.close()
-        del waiting
+    closing = connector.close()
+    with warnings.catch_warnings(), contextlib.suppress(StopIteration, RuntimeError):
+        warnings.simplefilter("ignore")  # of what would wait for the loop that has ended
+        closing.send(None)
+    closing.close()
 
 
 @contextlib.contextmanager
