@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import types
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -70,15 +71,22 @@ class EndpointOptions(StageOptions):
         )
 
     def check_endpoint(self, specs: Iterable[str | None]) -> None:
-        """Refuse limits of a served model if none of the models asked for is one.
+        """Refuse limits of a served model if none of the models asked for is one, and keys in an address.
 
         Raises:
             ConfigError: If so.
         """
+        for name in ("base_url", "writer_base_url"):
+            # A run writes its options down, and a key may stand in no file.
+            if re.search(r"//[^/]*@|[?#]", getattr(self, name, None) or ""):
+                raise ConfigError(
+                    f"{_flag(name)}: holds a user, password or query, which the run would write down; set it as "
+                    "OPENAI_BASE_URL, and a key as OPENAI_API_KEY"
+                )
         if any((spec or "").startswith("openai/") for spec in specs):
             return
-        for name in EndpointOptions.model_fields:
-            if (value := getattr(self, name)) != EndpointOptions.model_fields[name].default:
+        for name, field in EndpointOptions.model_fields.items():
+            if (value := getattr(self, name)) != field.default:
                 raise ConfigError(f"{_flag(name)} {value}: is for openai/<name>, and no such model is asked for")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +39,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Fault:
-    """A failure: an HTTP status in OpenAI's error format, a body of any bytes, or a cut connection."""
+    """A failure: an HTTP status in OpenAI's error format, a body of any bytes, or a cut connection.
+
+    `drop` cuts it before any answer, `reset` in the middle of the body, with what TCP sends for a crashed peer.
+    """
 
     status: int = 500
     message: str = "The server had an error while processing your request."
@@ -47,6 +52,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
     drop: bool = False
+    reset: bool = False
     delay_seconds: float = 0.0
 
 
@@ -227,6 +233,14 @@ def _handler(owner: ScriptedServer) -> type[BaseHTTPRequestHandler]:
                 elif reply.drop:
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
+                elif reply.reset:
+                    self.close_connection = True
+                    self.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{"id": "chatcmpl-1", "choi')
+                    self.wfile.flush()
+                    time.sleep(0.01)  # or the reset overtakes what was sent
+                    # Closing with a linger of no time sends RST in place of FIN.
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    os.close(self.connection.detach())
                 elif reply.body is not None:
                     self.send(reply.status, reply.body, reply.headers)
                 else:

@@ -21,6 +21,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -194,33 +195,42 @@ class OpenAIModel:
 
     async def _draw(self, messages: Sequence[Message], seed: int, settings: SamplingSettings) -> Completion:
         client, gate = self._session()
-        tries, answers_before = 0, self._answers
+        answers_at_failures: list[int] = []
         while True:
             try:
                 completion = await self._request(client, gate, messages, seed, settings)
                 self._answers += 1
                 return completion
             except _PassingError as error:
-                tries += 1
+                answers_at_failures.append(self._answers)
+                tries = len(answers_at_failures)
                 lost = error.unreachable and not self._reached
                 if lost and tries >= min(TRIES_TO_REACH, self._max_retries + 1):
                     raise ModelAccessError(
                         f"{self.spec}: no server answers at {self._place} ({error}); start it, or check --base-url"
                     ) from error
                 if tries > self._max_retries:
-                    raise self._given_up(error, tries, self._answers - answers_before) from error
+                    raise self._given_up(error, answers_at_failures) from error
                 # Without a place in the window: others may be answered meanwhile.
                 await asyncio.sleep(_pause_seconds(tries, error.retry_after_seconds))
 
-    def _given_up(self, error: _PassingError, tries: int, other_answers: int) -> ModelError:
+    def _given_up(self, error: _PassingError, answers_at_failures: Sequence[int]) -> ModelError:
         """Return what a request ends with after its last try.
 
-        A server that answers others and fails on this one each time will go on to, and a run must be able to end
-        without it. Refused for overload it may just have come at the wrong times.
+        A server that went on answering others all the while will fail on this one for good, and a run must be able to
+        end without it. Refused for overload it may just have come at the wrong times.
+
+        Args:
+            error: What the last try met.
+            answers_at_failures: How many requests had been answered when each of its tries failed.
         """
+        tries = len(answers_at_failures)
         failed = f"{self.spec}: {self._place} failed {tries} times"
-        if not error.overload and other_answers >= tries > 1:
-            words = f"{failed} on this request while it answered {other_answers} others, the last time with: {error}"
+        # The first waits are short, and nobody need have been answered in them.
+        late = answers_at_failures[-max(3, tries // 2 + 1) :]
+        if not error.overload and tries > 1 and all(before < after for before, after in pairwise(late)):
+            others = late[-1] - answers_at_failures[0]
+            words = f"{failed} on this request while it answered {others} others, the last time with: {error}"
             return ModelRequestError(words)
         return ModelError(f"{failed}, the last time with: {error}; try again later, or with fewer requests at once")
 
