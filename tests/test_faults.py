@@ -42,7 +42,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    return write_corpus(tmp_path / "corpus", {f"i{number}": {"a": 1 + number % 5} for number in range(ITEMS)})
+    return small_corpus(tmp_path / "corpus")
+
+
+def small_corpus(folder: Path) -> Path:
+    return write_corpus(folder, {f"i{number}": {"a": 1 + number % 5} for number in range(ITEMS)})
 
 
 @pytest.fixture
@@ -140,10 +144,15 @@ def traces_of(folder: Path) -> list[Record]:
     return [{**record, "seconds": None} for record in read(folder / "traces.jsonl")]
 
 
-def undisturbed(run: Run, corpus: Path) -> dict[tuple[str, int], Record]:
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that a server without faults gives."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    corpus = small_corpus(folder / "corpus")
     with ScriptedServer(lambda body, count: good(body["seed"])) as server:
-        run(*arguments(corpus, "undisturbed", server.base_url))
-    return draws_of(Path("undisturbed"))
+        done = run_alone(STAGE, *arguments(corpus, "run", server.base_url), folder=folder, NO_PROXY="127.0.0.1")
+    assert done.status == 0, done.err
+    return folder / "run"
 
 
 # --- each in turn, and all --------------------------------------------------------------------------------
@@ -151,26 +160,26 @@ def undisturbed(run: Run, corpus: Path) -> dict[tuple[str, int], Record]:
 
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
 def test_what_passes_leaves_no_trace_in_the_run(
-    fault: Fault | Answer, corpus: Path, run: Run, quick_backoff: None
+    fault: Fault | Answer, corpus: Path, run: Run, quick_backoff: None, undisturbed: Path
 ) -> None:
     script = Misbehaving([fault])
     with ScriptedServer(script) as server:
         run(*arguments(corpus, "run", server.base_url, "--request-timeout", TIMEOUT_SECONDS))
     assert script.met > 0.2 * ITEMS * K
-    assert draws_of(Path("run")) == undisturbed(run, corpus)
-    assert traces_of(Path("run")) == traces_of(Path("undisturbed"))
+    assert draws_of(Path("run")) == draws_of(undisturbed)
+    assert traces_of(Path("run")) == traces_of(undisturbed)
 
 
 @pytest.mark.parametrize(("fault", "recorded"), LASTING.values(), ids=LASTING)
 def test_an_answer_without_verdict_is_recorded_as_it_came(
-    fault: Fault | Answer, recorded: Record, corpus: Path, run: Run
+    fault: Fault | Answer, recorded: Record, corpus: Path, run: Run, undisturbed: Path
 ) -> None:
     script = Misbehaving([fault])
     with ScriptedServer(script) as server:
         run(*arguments(corpus, "run", server.base_url))
     assert script.met > 0.2 * ITEMS * K
     assert set(script.tries.values()) == {1}
-    clean = undisturbed(run, corpus)
+    clean = draws_of(undisturbed)
     for key, record in draws_of(Path("run")).items():
         if script.last[record["seed"]] is None:
             assert record == clean[key]
@@ -179,12 +188,12 @@ def test_an_answer_without_verdict_is_recorded_as_it_came(
             assert not record["accepted"]
 
 
-def test_all_faults_mixed(corpus: Path, run: Run, quick_backoff: None) -> None:
+def test_all_faults_mixed(corpus: Path, run: Run, quick_backoff: None, undisturbed: Path) -> None:
     lasting = [fault for fault, _ in LASTING.values()]
     script = Misbehaving([*PASSING.values(), *lasting])
     with ScriptedServer(script) as server:
         run(*arguments(corpus, "run", server.base_url, "--request-timeout", TIMEOUT_SECONDS))
-    check_mixed(script, draws_of(Path("run")), undisturbed(run, corpus))
+    check_mixed(script, draws_of(Path("run")), draws_of(undisturbed))
 
 
 def check_mixed(
@@ -236,22 +245,26 @@ def going_away(script: Misbehaving, after_requests: int, seconds: float) -> Iter
         thread.join()
 
 
-def test_a_server_that_goes_away_and_returns(corpus: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_goes_away_and_returns(
+    corpus: Path, run: Run, monkeypatch: pytest.MonkeyPatch, undisturbed: Path
+) -> None:
     # A twentieth of the time in everything: waits between tries as well.
     monkeypatch.setattr(openai_module, "FIRST_BACKOFF_SECONDS", 0.5 / 20)
     monkeypatch.setattr(openai_module, "LONGEST_BACKOFF_SECONDS", 30.0 / 20)
     with going_away(Misbehaving([Fault(500)], share=0.0), ITEMS * K // 3, 20.0 / 20) as url:
         run(*arguments(corpus, "run", url))
-    assert draws_of(Path("run")) == undisturbed(run, corpus)
+    assert draws_of(Path("run")) == draws_of(undisturbed)
 
 
 @pytest.mark.slow
-def test_a_server_that_goes_away_for_20_s_and_misbehaves_before_and_after(corpus: Path, run: Run) -> None:
+def test_a_server_that_goes_away_for_20_s_and_misbehaves_before_and_after(
+    corpus: Path, run: Run, undisturbed: Path
+) -> None:
     lasting = [fault for fault, _ in LASTING.values()]
     script = Misbehaving([*PASSING.values(), *lasting])
     with going_away(script, ITEMS * K // 3, 20.0) as url:
         run(*arguments(corpus, "run", url, "--request-timeout", 2))
-    check_mixed(script, draws_of(Path("run")), undisturbed(run, corpus))
+    check_mixed(script, draws_of(Path("run")), draws_of(undisturbed))
 
 
 # --- what does not pass -----------------------------------------------------------------------------------
@@ -271,7 +284,7 @@ def test_a_request_that_always_fails_does_not_hold_up_the_others(corpus: Path, r
 
 
 def test_a_server_that_fails_on_everything_ends_the_run_and_it_goes_on_later(
-    corpus: Path, run: Run, quick_backoff: None
+    corpus: Path, run: Run, quick_backoff: None, undisturbed: Path
 ) -> None:
     def script(body: dict[str, Any], count: int) -> Answer | Fault:
         return Fault(500) if broken and count >= 20 else good(body["seed"])
@@ -287,7 +300,7 @@ def test_a_server_that_fails_on_everything_ends_the_run_and_it_goes_on_later(
         before = len(server.requests)
         run(*given)
         assert len(server.requests) - before == ITEMS * K - kept
-    assert draws_of(Path("run")) == undisturbed(run, corpus)
+    assert draws_of(Path("run")) == draws_of(undisturbed)
 
 
 @pytest.mark.parametrize(
