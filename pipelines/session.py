@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import time
 from collections.abc import Callable, Coroutine
@@ -12,6 +13,8 @@ from typing import Any, Protocol, TypeVar
 from pipelines.screen import say
 
 Outcome = TypeVar("Outcome")
+_OBJECTS_BETWEEN_COLLECTIONS = 50_000
+"""A few megabytes; Python's own 700 are fewer than 512 requests in flight make in one round."""
 
 
 class Stoppable(Protocol):
@@ -31,11 +34,19 @@ class Bar(Protocol):
 def run_loop(work: Coroutine[Any, Any, Outcome]) -> Outcome:
     """Return what a coroutine comes to in an event loop of its own.
 
-    The loop is uvloop's: with hundreds of requests in flight asyncio's own takes a third of their time on the CPU.
+    The loop is uvloop's, and garbage is collected less often than usual: with hundreds of requests in flight that saves
+    a quarter of their time on the CPU.
     """
     import uvloop
 
-    return uvloop.run(work)
+    thresholds = gc.get_threshold()
+    gc.freeze()  # modules and the corpus stay anyhow
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS, *thresholds[1:])
+    try:
+        return uvloop.run(work)
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 async def draw_until_done(pool: Stoppable, work: Coroutine[None, None, None], bar: Bar) -> bool:

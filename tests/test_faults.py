@@ -263,7 +263,7 @@ def test_a_server_that_goes_away_for_20_s_and_misbehaves_before_and_after(
     lasting = [fault for fault, _ in LASTING.values()]
     script = Misbehaving([*PASSING.values(), *lasting])
     with going_away(script, ITEMS * K // 3, 20.0) as url:
-        run(*arguments(corpus, "run", url, "--request-timeout", 2))
+        run(*arguments(corpus, "run", url, "--request-timeout", TIMEOUT_SECONDS))
     check_mixed(script, draws_of(Path("run")), draws_of(undisturbed))
 
 

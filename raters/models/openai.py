@@ -144,6 +144,8 @@ class OpenAIModel:
                 while it answered others.
             ModelError: A request failed after all retries.
         """
+        if len(seeds) == 1:
+            return [await self._draw(messages, seeds[0], settings)]
         tasks = [asyncio.ensure_future(self._draw(messages, seed, settings)) for seed in seeds]
         try:
             return list(await asyncio.gather(*tasks))

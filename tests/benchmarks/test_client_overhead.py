@@ -26,8 +26,10 @@ IN_FLIGHT = 512
 LATENCY_SECONDS = 1.0
 FULL_DRAWS = 20_000
 DRAWS = int(os.environ.get("DRAWS", 5_120))
-LEAST_SHARE_OF_IDEAL = 0.95 if DRAWS >= FULL_DRAWS else 0.85
-"""Opening 512 connections takes most of a second, which is a tenth of a short run."""
+LEAST_SHARE_OF_IDEAL = 0.95 if DRAWS >= FULL_DRAWS else 0.7
+"""Opening 512 connections takes most of a second, which is a tenth of a short run; a busy neighbour takes more."""
+MOST_CPU_OF_BARE_AIOHTTP = 4.0
+"""CPU time of a draw over that of a bare request in the same minute, which no busy neighbour changes much."""
 BARE_ROUNDS = 4
 """The bare clients ask for so many windows of requests: a rate needs no more, and the slow ones take minutes."""
 MOST_MEMORY_GROWTH_A_DRAW = 1024
@@ -96,19 +98,19 @@ def run_stage(tmp_path: Path, base_url: str, draws: int) -> dict[str, float]:
     return marks
 
 
-def run_bare(client: str, base_url: str) -> str:
-    """Return what a bare client manages, as a line to print."""
+def run_bare(client: str, base_url: str) -> tuple[str, float]:
+    """Return what a bare client manages, as a line to print, and its CPU milliseconds a request."""
     is_peer = client in ("inspect_ai", "litellm")
     python = os.environ.get("PEERS") if is_peer else sys.executable
     if python is None:
-        return f"{client:>24}: not measured; PEERS names no environment that has it"
+        return f"{client:>24}: not measured; PEERS names no environment that has it", float("nan")
     count = str(BARE_ROUNDS * IN_FLIGHT)
     command = [python, bare_clients.__file__, client, base_url, count, str(IN_FLIGHT)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     if done.returncode:
-        return f"{client:>24}: not measured; {(done.stderr.strip().splitlines() or ['failed'])[-1][:90]}"
+        return f"{client:>24}: not measured; {(done.stderr.strip().splitlines() or ['failed'])[-1][:90]}", float("nan")
     found = json.loads(done.stdout.splitlines()[-1])
-    return line(client, found["per_second"], found["cpu_ms"])
+    return line(client, found["per_second"], found["cpu_ms"]), found["cpu_ms"]
 
 
 def line(name: str, per_second: float, cpu_ms: float) -> str:
@@ -126,7 +128,8 @@ def test_draws_come_as_fast_as_the_server_answers(tmp_path: Path) -> None:
         print(f"\n{DRAWS:,} draws, {IN_FLIGHT} in flight, {LATENCY_SECONDS:g} s of latency:")
         print(line("infer_traces, with all", rate, 1000 * whole["cpu_seconds"] / DRAWS), end="")
         print(f"; peak {whole['peak'] / 2**20:.0f} MiB, {growth:.0f} bytes more a draw")
-        for client in bare_clients.CLIENTS:
-            print(run_bare(client, base_url))
+        bare = {client: run_bare(client, base_url) for client in bare_clients.CLIENTS}
+        print(*(told for told, _ in bare.values()), sep="\n")
+    assert 1000 * whole["cpu_seconds"] / DRAWS <= MOST_CPU_OF_BARE_AIOHTTP * bare["aiohttp"][1]
     assert rate * LATENCY_SECONDS / IN_FLIGHT >= LEAST_SHARE_OF_IDEAL
     assert growth <= MOST_MEMORY_GROWTH_A_DRAW
