@@ -102,7 +102,10 @@ class _Connections(httpx2.AsyncBaseTransport):
                 request.method, url, data=request.content, headers={**headers, **signed}, proxy=self._proxy
             ) as answer:
                 content = await answer.read()
-        kept = [pair for pair in answer.headers.items() if pair[0].lower() not in _OF_THE_BODY]
+        # Nobody asks for the headers of what went well.
+        kept: list[tuple[str, str]] = []
+        if answer.status >= 400:
+            kept = [pair for pair in answer.headers.items() if pair[0].lower() not in _OF_THE_BODY]
         return httpx2.Response(answer.status, headers=kept, content=content, request=request)
 
     def _address(self, text: str) -> tuple[URL, dict[str, str]]:

@@ -30,8 +30,9 @@ LEAST_SHARE_OF_IDEAL = 0.95 if DRAWS >= FULL_DRAWS else 0.7
 """Opening 512 connections takes most of a second, which is a tenth of a short run; a busy neighbour takes more."""
 MOST_CPU_OF_BARE_AIOHTTP = 4.0
 """CPU time of a draw over that of a bare request in the same minute, which no busy neighbour changes much."""
-BARE_ROUNDS = 4
-"""The bare clients ask for so many windows of requests: a rate needs no more, and the slow ones take minutes."""
+BARE_ROUNDS = {"aiohttp": 16, "openai over aiohttp": 10}
+LEAST_BARE_ROUNDS = 4
+"""The bare clients ask for so many windows of requests: the slow ones would take many minutes for more."""
 MOST_MEMORY_GROWTH_A_DRAW = 1024
 """Bytes of peak memory for each draw above a quarter of them: far less than the 3 kB of its text."""
 STAGE = """
@@ -104,7 +105,7 @@ def run_bare(client: str, base_url: str) -> tuple[str, float]:
     python = os.environ.get("PEERS") if is_peer else sys.executable
     if python is None:
         return f"{client:>24}: not measured; PEERS names no environment that has it", float("nan")
-    count = str(BARE_ROUNDS * IN_FLIGHT)
+    count = str(BARE_ROUNDS.get(client, LEAST_BARE_ROUNDS) * IN_FLIGHT)
     command = [python, bare_clients.__file__, client, base_url, count, str(IN_FLIGHT)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     if done.returncode:
