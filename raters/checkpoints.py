@@ -7,8 +7,10 @@ as a few looks can tell, is passed over, and everything is read again. Short jou
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -61,7 +63,15 @@ class Checkpoint:
         self._saved_at, self._pause_seconds, self._saved_size = time.monotonic(), _LEAST_SECONDS, 0
 
     def recover(self) -> Iterator[tuple[int, int, Record]]:
-        """Restore what fits, and yield the lines of the journal that came after it, as `Journal.recover` does."""
+        """Restore what fits, and yield the lines of the journal that came after it, as `Journal.recover` does.
+
+        Raises:
+            DataError: If a line is broken.
+            StorageError: If nothing could be appended, which is better known before draws are paid for.
+        """
+        path = self.journal.path
+        if path.exists() and not os.access(path, os.W_OK):
+            raise StorageError(f"{path}: cannot be written ({os.strerror(errno.EACCES)}); mend that and try again")
         after = self._restored()
         self._saved_size = after[0]
         yield from self.journal.recover(after)
