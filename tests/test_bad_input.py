@@ -19,11 +19,11 @@ from tests.stage_runs import (
     Outcome,
     Run,
     calls_of,
+    give_up_roots_privilege,
     leave_the_user,
     refused_line,
     run_alone,
     snapshot,
-    give_up_roots_privilege,
 )
 from tests.tiny_models import make_model
 

@@ -42,7 +42,7 @@ DAY_SECONDS = 86_400
 
 
 class Script:
-    """Answers by the draw's seed, the first `fast` (all, unless told) at once and those after them when the gate opens."""
+    """Answers by the draw's seed, the first `fast` of them at once and the rest when the gate opens."""
 
     def __init__(self) -> None:
         self.fast, self.gate = 10**6, threading.Event()
