@@ -25,7 +25,7 @@ from raters.records import MOST_DRAWS, JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
     from pipelines.inference import Plan
-    from raters.journal import Journal, Record
+    from raters.checkpoints import Checkpoint
     from raters.ledger import Ledger
     from raters.models.protocol import Model
     from raters.runs import RunFolder
@@ -117,12 +117,15 @@ def _run(plan: Plan, folder: RunFolder) -> dict[str, Any] | None:
     """Make the draws that are missing and write the results; return the summary, None if the user stopped it."""
     from pipelines.inference import second_chance
     from pipelines.screen import say
+    from raters.checkpoints import Checkpoint
     from raters.journal import Journal
 
     ledger = plan.empty_ledger()
     journal = Journal(folder.path / "candidates.jsonl", prepare=lambda: _begin(plan, folder))
-    last = ledger.replay(journal.recover()) if folder.previous else None
-    if last is not None:
+    checkpoint = Checkpoint(journal, ledger)
+    if folder.previous:
+        ledger.replay(checkpoint.recover())
+    if checkpoint.last_record() is not None:
         say(f"continuing {folder.path}: {sum(ledger.totals.draws.values()):,} draws are there already")
     began = time.monotonic()
 
@@ -131,13 +134,13 @@ def _run(plan: Plan, folder: RunFolder) -> dict[str, Any] | None:
         return {**plan.manifest(ledger, status, seconds), "second_chance": second_chance(plan, folder)}
 
     try:
-        if ledger.has_work(plan.sampling.full_rows(len(ledger.rows))) and not run_loop(
-            _draw(plan, ledger, journal, last)
-        ):
+        if ledger.has_work(plan.sampling.full_rows(len(ledger.rows))) and not run_loop(_draw(plan, ledger, checkpoint)):
+            checkpoint.close()
             if sum(ledger.totals.draws.values()):
                 folder.write_manifest(manifest("stopped"))
             say(how_to_go_on(sum(ledger.totals.draws.values()), folder.path))
             return None
+        checkpoint.close()
         summary = _write_results(plan, ledger, folder)
         folder.write_manifest({**manifest("complete"), "kept": summary["kept"]})
         return summary
@@ -145,6 +148,7 @@ def _run(plan: Plan, folder: RunFolder) -> dict[str, Any] | None:
         if sum(ledger.totals.draws.values()):
             say(how_to_go_on(sum(ledger.totals.draws.values()), folder.path))
             with suppress(StorageError):
+                checkpoint.close()
                 folder.write_manifest(manifest("failed"))
         raise
     finally:
@@ -165,7 +169,7 @@ def _begin(plan: Plan, folder: RunFolder) -> None:
     plan.generator.write(folder.path / "rater.yaml")
 
 
-async def _draw(plan: Plan, ledger: Ledger, journal: Journal, last: Record | None) -> bool:
+async def _draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint) -> bool:
     """Make the draws that are missing; return False if the user stopped it."""
     from pipelines.screen import ProgressBar
     from raters.drawing import Source
@@ -188,15 +192,19 @@ async def _draw(plan: Plan, ledger: Ledger, journal: Journal, last: Record | Non
             )
         return Source(models[spec], plan.questions[purpose])
 
+    def on_draw() -> None:
+        bar.update()
+        checkpoint.save_if_due()
+
     try:
         sampler = Sampler(
             ledger,
-            journal,
+            checkpoint.journal,
             source("first"),
             plan.sampling,
             escalate=source("escalated") if options.escalate else None,
             rationalize=Rationalizer(source("rationalized"), source("recovered")) if options.rationalize else None,
-            on_draw=lambda: bar.update(),
+            on_draw=on_draw,
         )
         totals = ledger.totals
         text = progress_text(
@@ -212,7 +220,7 @@ async def _draw(plan: Plan, ledger: Ledger, journal: Journal, last: Record | Non
             return ledger.rows_done(full_rows), f"accepted {accepted:.1f} % of labels, {text()}"
 
         bar = ProgressBar(len(ledger.rows), state)
-        if last is not None:
+        if (last := checkpoint.last_record()) is not None:
             sampler.complete_group(last)
         return await draw_until_done(sampler.pool, sampler.run(), bar)
     finally:

@@ -22,8 +22,8 @@ from raters.records import MOST_DRAWS, ConfigError, DataError, JudgeseyeError, S
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from raters.checkpoints import Checkpoint
     from raters.corpora import Corpus
-    from raters.journal import Journal
     from raters.rater_files import RaterSpec
     from raters.rating_runs import RatingSheet
     from raters.runs import RunFolder
@@ -240,6 +240,7 @@ def _check_corpus(spec: RaterSpec, corpus: Corpus, path: str) -> None:
 def _run(plan: _Plan, folder: RunFolder) -> RatingSheet | None:
     """Make the draws that are missing and write the results; return the sheet, None if the user stopped it."""
     from pipelines.screen import say
+    from raters.checkpoints import Checkpoint
     from raters.journal import Journal
     from raters.rating_runs import RatingSheet
 
@@ -256,17 +257,20 @@ def _run(plan: _Plan, folder: RunFolder) -> RatingSheet | None:
             write_atomically(folder.path / "split.json", to_line(plan.split.as_record(plan.corpus)))
 
     journal = Journal(folder.path / "ratings.jsonl", prepare=begin)
+    checkpoint = Checkpoint(journal, sheet)
     if folder.previous:
-        sheet.replay(journal.recover())
+        sheet.replay(checkpoint.recover())
         say(f"continuing {folder.path}: {sheet.draws:,} draws are there already")
     try:
         if folder.previous and sheet.rows_done < len(plan.items):
             folder.write_manifest(manifest("running"))
-        if sheet.rows_done < len(plan.items) and not run_loop(_draw(plan, sheet, journal)):
+        if sheet.rows_done < len(plan.items) and not run_loop(_draw(plan, sheet, checkpoint)):
+            checkpoint.close()
             if sheet.draws:
                 folder.write_manifest(manifest("stopped"))
             say(how_to_go_on(sheet.draws, folder.path))
             return None
+        checkpoint.close()
         write_atomically(folder.path / "verdicts.jsonl", map(to_line, sheet.verdicts()))
         plan.spec.write(folder.path / "rater.yaml")
         folder.write_manifest(manifest("complete"))
@@ -275,6 +279,7 @@ def _run(plan: _Plan, folder: RunFolder) -> RatingSheet | None:
         if sheet.draws:
             say(how_to_go_on(sheet.draws, folder.path))
             with suppress(StorageError):
+                checkpoint.close()
                 folder.write_manifest(manifest("failed"))
         raise
     finally:
@@ -282,7 +287,7 @@ def _run(plan: _Plan, folder: RunFolder) -> RatingSheet | None:
             journal.close()
 
 
-async def _draw(plan: _Plan, sheet: RatingSheet, journal: Journal) -> bool:
+async def _draw(plan: _Plan, sheet: RatingSheet, checkpoint: Checkpoint) -> bool:
     """Make the draws that are missing; return False if the user stopped it."""
     from pipelines.screen import ProgressBar
     from raters.models import open_model
@@ -306,8 +311,12 @@ async def _draw(plan: _Plan, sheet: RatingSheet, journal: Journal) -> bool:
             unreadable = 100 * sheet.unreadable / max(sheet.draws, 1)
             return sheet.rows_done, f"unreadable {unreadable:.1f} %, {text()}"
 
+        def on_draw() -> None:
+            bar.update()
+            checkpoint.save_if_due()
+
         bar = ProgressBar(len(sheet.items), state)
-        run = RatingRun(sheet, journal, model, options.concurrency, lambda: bar.update())
+        run = RatingRun(sheet, checkpoint.journal, model, options.concurrency, on_draw)
         return await draw_until_done(run.pool, run.run(), bar)
     finally:
         await model.close()

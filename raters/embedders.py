@@ -123,7 +123,8 @@ class SentenceTransformersEmbedder:
                 "or take the embedder tfidf"
             ) from error
         try:
-            self._model = SentenceTransformer(name)
+            safe = {"use_safetensors": True}  # other weights are pickles, which may run anything
+            self._model = SentenceTransformer(name, trust_remote_code=False, model_kwargs=safe)
         except Exception as error:  # hub, files and weights each fail in their own way
             raise ModelAccessError(
                 f"{self.name}: cannot be loaded ({one_line(str(error))}); check its name or folder"

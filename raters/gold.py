@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,9 +146,7 @@ def gold_labels(
             agreement[span] = (numbers[span][:, None] == numbers[span][None, :]).mean(axis=1)
         return LabelTable(items, table.annotators[order], numbers, agreement, _nonzero(dropped))
     aggregate = _AGGREGATES[method]
-    gold: list[float] = []
-    shares: list[float] = []
-    kept: list[int] = []
+    gold, shares, kept = array("d"), array("d"), array("q")  # a list of a million floats takes four times as much
     for span in _spans(starts, len(items)):
         number, reason = aggregate(numbers[span], scale)
         if number is None:
@@ -165,9 +164,9 @@ def gold_labels(
     )
 
 
-def _spans(starts: NDArray[np.int64], stop: int) -> list[slice]:
-    ends = [*starts[1:].tolist(), stop][: len(starts)]
-    return [slice(start, end) for start, end in zip(starts.tolist(), ends, strict=True)]
+def _spans(starts: NDArray[np.int64], stop: int) -> Iterator[slice]:
+    for place, start in enumerate(starts):
+        yield slice(int(start), int(starts[place + 1]) if place + 1 < len(starts) else stop)
 
 
 def _nonzero(dropped: Mapping[str, int]) -> dict[str, int]:

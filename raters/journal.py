@@ -1,8 +1,8 @@
 """Crash-safe append-only record files: one JSON object a line.
 
 A line reaches the operating system before the next draw is asked for, so `kill -9` loses nothing that was
-appended; only the machine's own death can lose the last second. A line that was cut off half way is removed when
-the file is opened again.
+appended. What came within a second goes to the disk together, so only the machine's own death can lose that second.
+A line that was cut off half way is removed when the file is opened again.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import json
 import math
 import os
 import re
-import time
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from raters.records import DataError, JudgeseyeError, StorageError, shown
 
@@ -71,12 +71,13 @@ def parse_line(line: bytes, where: str) -> Record:
         DataError: If it is not a JSON object in UTF-8.
     """
     try:
-        record = json.loads(line.removeprefix(b"\xef\xbb\xbf"), parse_constant=_refuse_constant)
+        text = line.decode("utf-8", "surrogatepass").removeprefix("\ufeff")
+        record = _DECODER.decode(text)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
     except (ValueError, RecursionError) as error:
-        text = shown(line.strip().decode("utf-8", "replace"))
-        raise DataError(f"{where}: not JSON ({error}): {text}; write one JSON object a line") from error
+        problem = f"not JSON ({error}): {shown(text.strip())}"
+        raise DataError(f"{where}: {problem}; write one JSON object a line") from error
     if not isinstance(record, dict):
         raise DataError(f"{where}: {shown(record)} is not a JSON object; write one JSON object a line")
     return record
@@ -84,6 +85,10 @@ def parse_line(line: bytes, where: str) -> Record:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+"""One for all lines: `json.loads` with an option builds a new one each time, which takes as long as the parsing."""
 
 
 def to_line(record: Record) -> bytes:
@@ -101,17 +106,38 @@ def write_atomically(path: Path, content: str | bytes | Iterable[bytes]) -> None
     Raises:
         StorageError: If it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
-    with _writing(path), partial.open("wb") as file:
+    with replacing(path) as file:
         if isinstance(content, str):
             file.write(content.encode())
         elif isinstance(content, bytes):
             file.write(content)
         else:
             file.writelines(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to be written; it takes the place of the old one when the block ends without an error.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    with _writing(path), partial.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
         partial.replace(path)
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a folder's list of files to the disk; without that, a new file may be gone after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -139,6 +165,8 @@ def sha256_of(text: str) -> str:
 class Journal:
     """An append-only record file. One process writes it at a time: `runs.RunFolder` sees to that.
 
+    Others may read it meanwhile (`read_lines` with `pass_over_torn`): a line is whole once its line break is there.
+
     Args:
         path: The file; made with its first record.
         prepare: Called before the first record, to make the folder, unless `recover` found the file there.
@@ -150,11 +178,21 @@ class Journal:
         self._prepare = prepare
         self._continues = False
         self._descriptor: int | None = None
-        self._size = 0
-        self._synced = 0.0
+        self._size = self._lines = self._last = 0
+        self._sync_due: threading.Timer | None = None
+        self._sync_failure: OSError | None = None
+        self._descriptor_in_use = threading.Lock()
 
-    def recover(self) -> Iterator[tuple[int, int, Record]]:
+    @property
+    def end(self) -> tuple[int, int, int]:
+        """(bytes, lines, byte offset of the last line) of what was recovered and appended so far."""
+        return self._size, self._lines, self._last
+
+    def recover(self, after: tuple[int, int, int] = (0, 0, 0)) -> Iterator[tuple[int, int, Record]]:
         """Yield (line number, byte offset, record) of all that was appended so far, and cut off a torn last line.
+
+        Args:
+            after: The `end` of an earlier session: what came before it is known and passed over.
 
         Raises:
             DataError: If a line before the last one is broken.
@@ -162,44 +200,75 @@ class Journal:
         if not self.path.exists():
             return
         self._continues = True
-        offset = 0
+        self._size, self._lines, self._last = after
         with self.path.open("rb") as file:
-            for line_number, line in enumerate(file, start=1):
+            file.seek(self._size)
+            for line in file:
                 if not line.endswith(b"\n"):
-                    os.truncate(self.path, offset)
+                    os.truncate(self.path, self._size)
                     break
-                yield line_number, offset, parse_line(line, f"{self.path} line {line_number}")
-                offset += len(line)
+                number, offset = self._lines + 1, self._size
+                yield number, offset, parse_line(line, f"{self.path} line {number}")
+                self._size, self._lines, self._last = offset + len(line), number, offset
 
     def append(self, records: Sequence[Record]) -> list[int]:
         """Append records in one write and return the byte offset of each.
 
         Raises:
-            StorageError: If they cannot be written.
+            StorageError: If they cannot be written, or those before them did not reach the disk.
         """
         descriptor = self._open()
         lines = [to_line(record) for record in records]
         ends = list(accumulate(map(len, lines), initial=self._size))
         rest = memoryview(b"".join(lines))
         with _writing(self.path):
+            if self._sync_failure is not None:
+                raise self._sync_failure
             try:
                 while rest:
                     rest = rest[os.write(descriptor, rest) :]
             except OSError:
                 os.ftruncate(descriptor, self._size)  # or what comes next would stand behind half a line
                 raise
-            self._size = ends[-1]
-            if (now := time.monotonic()) - self._synced > _SYNC_SECONDS:
-                os.fsync(descriptor)
-                self._synced = now
+        if lines:
+            self._size, self._lines, self._last = ends[-1], self._lines + len(lines), ends[-2]
+        if self._sync_due is None:
+            # In a thread, because a disk may take longer for it than a hundred answers take to arrive.
+            self._sync_due = threading.Timer(_SYNC_SECONDS, self._sync)
+            self._sync_due.daemon = True
+            self._sync_due.start()
         return ends[:-1]
 
     def close(self) -> None:
-        """Bring everything to the disk."""
-        if self._descriptor is not None:
-            os.fsync(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Bring everything to the disk; more may be appended all the same.
+
+        Raises:
+            StorageError: If the disk does not take it.
+        """
+        if (timer := self._sync_due) is not None:
+            timer.cancel()
+            self._sync_due = None
+        with self._descriptor_in_use, _writing(self.path):
+            if self._descriptor is None:
+                return
+            try:
+                os.fsync(self._descriptor)
+            finally:
+                os.close(self._descriptor)
+                self._descriptor = None
+            if self._sync_failure is not None:  # the system reports a failure once, and then forgets it
+                raise self._sync_failure
+
+    def _sync(self) -> None:
+        """Bring to the disk what was appended since the last time, in a thread of its own."""
+        self._sync_due = None  # first: what is appended from now on asks for the next time
+        with self._descriptor_in_use:
+            if self._descriptor is None:
+                return
+            try:
+                os.fsync(self._descriptor)
+            except OSError as error:
+                self._sync_failure = error
 
     def _open(self) -> int:
         if self._descriptor is None:
@@ -207,6 +276,8 @@ class Journal:
                 self._prepare()
             with _writing(self.path):
                 self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                if not self._continues:
+                    _sync_folder(self.path.parent)
                 self._size = os.fstat(self._descriptor).st_size
         return self._descriptor
 

@@ -6,9 +6,11 @@ from the journal at any time.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +20,14 @@ from raters.corpus_files import Dimension
 from raters.gold import AGGREGATED, LabelTable
 from raters.journal import Record
 from raters.records import Chance, DataError, shown
+from raters.scales import listed_labels
 
 UNDRAWN = -np.inf
 """In `Ledger.numbers`: this draw was not made."""
 UNREADABLE = np.nan
 """In `Ledger.numbers`: this draw's verdict could not be read."""
 CHANCES: tuple[Chance, ...] = ("first", "escalated", "rationalized")
+_MATCHES = ("matched_draw", "matched_chance", "matched_offset")
 
 
 @dataclass
@@ -96,8 +100,10 @@ class Ledger:
         self.unit_rows, self.unit_numbers = rows[chosen], labels.numbers[chosen]
         self.unit_annotators, self.human_agreement = labels.annotators[chosen], labels.human_agreement[chosen]
         self._starts = np.searchsorted(self.unit_rows, np.arange(len(order) + 1))
-        self.numbers = {
-            chance: np.full((len(chosen) if chance == "rationalized" else len(order), count), UNDRAWN)
+        # The number of a listed label is its place, which a smaller float holds as well.
+        precision: Any = np.float32 if listed_labels(dimension.scale) else np.float64
+        self.numbers: dict[Chance, np.ndarray[tuple[int, int], np.dtype[np.float64]]] = {
+            chance: np.full((len(chosen) if chance == "rationalized" else len(order), count), UNDRAWN, precision)
             for chance, count in draws.items()
         }
         self.matched_draw = np.full(len(chosen), -1, np.int64)
@@ -226,6 +232,56 @@ class Ledger:
                 if scale.number(scale.canonical(record["label"])) != self.unit_numbers[unit]:
                     raise ValueError(f"label {record['label']!r} is not the corpus's")
                 self.enter(record, unit if chance == "rationalized" else row, unit, offset)
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return all that was entered; see `checkpoints.Counted`."""
+        arrays: dict[str, NDArray[Any]] = {
+            f"{chance} {draw}": numbers[:, draw]
+            for chance, numbers in self.numbers.items()
+            for draw in range(numbers.shape[1])
+        }
+        arrays |= {name: getattr(self, name) for name in _MATCHES}
+        if self.accepted is not None:
+            found = [(unit, draw, offset) for unit, kept in self.accepted.items() for draw, offset in kept]
+            arrays["accepted"] = np.array(found, np.int64).reshape(-1, 3)
+        asked = self._asked(len(self.rows), len(self.unit_rows))
+        draws = {chance: numbers.shape[1] for chance, numbers in self.numbers.items()}
+        return arrays, {"asked": asked, "draws": draws, "totals": dict(vars(self.totals))}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> bool:
+        """Take over what `state` returned, of this ledger or one with fewer rows or draws; False if of another one."""
+        asked = facts["asked"]
+        if asked != self._asked(asked["rows"], asked["units"]):
+            return False
+        draws: dict[Chance, int] = facts["draws"]
+        if any(draws[chance] > numbers.shape[1] for chance, numbers in self.numbers.items()):
+            return False
+        for chance, numbers in self.numbers.items():
+            for draw in range(draws[chance]):  # one by one, so that little more than the ledger is in memory
+                column = arrays[f"{chance} {draw}"]
+                numbers[: len(column), draw] = column
+        for name in _MATCHES:
+            getattr(self, name)[: asked["units"]] = arrays[name]
+        if self.accepted is not None:
+            for unit, draw, offset in arrays["accepted"].tolist():
+                self.accepted.setdefault(unit, []).append((draw, offset))
+        totals = facts["totals"]
+        self.totals = Totals(**{**totals, **{name: Counter(totals[name]) for name in ("draws", "finish_reasons")}})
+        return True
+
+    def _asked(self, rows: int, units: int) -> dict[str, Any]:
+        """Return what makes two ledgers the same in their first rows."""
+        digest = hashlib.sha256()
+        for array in (
+            self.rows[:rows],
+            self.unit_rows[:units],
+            self.unit_numbers[:units],
+            self.unit_annotators[:units],
+        ):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        chances: list[str] = list(self.numbers)
+        first = {"rows": rows, "units": units, "sha256": digest.hexdigest()}
+        return {**first, "chances": chances, "keep_all": self.accepted is not None}
 
     def _count(self, record: Record) -> None:
         totals = self.totals

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Self
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from raters.corpora import Corpus
 from raters.drawing import REFUSED, DrawPool, Source, draw_seed, is_swapped
 from raters.gold import nearest_label
-from raters.journal import Journal, Record
+from raters.journal import Journal, Record, sha256_of
 from raters.label_probabilities import (
     Probabilities,
     as_record,
@@ -82,6 +82,11 @@ async def ask_once(pool: DrawPool, source: Source, spec: RaterSpec, item: Item, 
         verdict, source_of_verdict = most_probable(probabilities, scale), "probabilities"
     trace = trace_of(completion)
     return Draw(number, seed, swapped, completion, seconds, trace, verdict, probabilities, source_of_verdict)
+
+
+_COUNTS = (
+    "draws", "unreadable", "with_probabilities", "read_from", "finish_reasons", "prompt_tokens", "completion_tokens"
+)  # fmt: skip
 
 
 @dataclass
@@ -159,6 +164,33 @@ class RatingSheet:
                     f"ratings.jsonl line {line_number}: {shown(record)} is not a rating of this run "
                     f"({type(error).__name__}: {error}); remove the line"
                 ) from error
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return all that was entered; see `checkpoints.Counted`."""
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        rows, draws, labels = self.probabilities.shape
+        arrays = {f"numbers {draw}": self.numbers[:, draw] for draw in range(draws)}
+        arrays |= {f"probabilities {draw}": self.probabilities[:, draw] for draw in range(draws)}
+        facts = {"rows": rows, "draws": draws, "labels": labels, "asked": self._asked(rows), "counts": counts}
+        return arrays, facts
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> bool:
+        """Take over what `state` returned, of this sheet or one with fewer items or draws; False if of another one."""
+        rows, draws = facts["rows"], facts["draws"]
+        fits = draws <= self.numbers.shape[1] and facts["labels"] == self.probabilities.shape[2]
+        if not fits or facts["asked"] != self._asked(rows):
+            return False
+        for draw in range(draws):  # one by one, so that little more than the sheet is in memory
+            self.numbers[:rows, draw] = arrays[f"numbers {draw}"]
+            self.probabilities[:rows, draw] = arrays[f"probabilities {draw}"]
+        for name in _COUNTS:
+            count = facts["counts"][name]
+            setattr(self, name, Counter(count) if isinstance(count, dict) else count)
+        return True
+
+    def _asked(self, rows: int) -> str:
+        """Return what makes two sheets the same in their first rows."""
+        return sha256_of(self.spec.sha256 + self.items[:rows].tobytes().hex())
 
     @property
     def rows_done(self) -> int:

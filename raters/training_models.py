@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from raters.journal import write_atomically
 from raters.models import check_spec
 from raters.models.bases import BASE_FILE, base_fingerprint, check_base
-from raters.models.generation import LoadedModel, load_model
+from raters.models.generation import LoadedModel, check_adapter_weights, load_model
 from raters.records import ConfigError, ModelAccessError, ModelError
 from raters.training_processes import QuietTraining
 
@@ -97,6 +97,7 @@ def with_adapter(loaded: LoadedModel, adapter: Path) -> LoadedModel:
 
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise ModelAccessError(f"--adapter {adapter}: has no {ADAPTER_CONFIG}; give the folder PEFT saved")
+    check_adapter_weights(adapter, loaded.spec)
     check_base(loaded.model, adapter, loaded.spec)
     try:
         model = peft.PeftModel.from_pretrained(loaded.model, str(adapter), is_trainable=True)

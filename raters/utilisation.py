@@ -60,12 +60,15 @@ def shuffled_label_null(
         (k,) expected share of labels matched within 1 .. k draws, and (k,) its standard error over rows.
     """
     labels, counts = _frequencies(unit_numbers)
-    share = np.zeros(numbers.shape)
-    for label, count in zip(labels, counts, strict=True):
-        hits = np.abs(numbers - label) <= tolerance + _ROUNDING
-        share += count / counts.sum() * np.logical_or.accumulate(hits, axis=1)
-    mean = np.average(share, axis=0, weights=weights)
-    spread = np.square(weights[:, None] * (share - mean)).sum(axis=0)
+    mean, spread = np.zeros(numbers.shape[1]), np.zeros(numbers.shape[1])
+    came_up = np.zeros((len(labels), len(numbers)), bool)
+    for draw in range(numbers.shape[1]):  # one by one: for a million rows, what all of them need is a gigabyte
+        share = np.zeros(len(numbers))
+        for place, label in enumerate(labels):
+            came_up[place] |= np.abs(numbers[:, draw] - label) <= tolerance + _ROUNDING
+            share += counts[place] / counts.sum() * came_up[place]
+        mean[draw] = np.average(share, weights=weights)
+        spread[draw] = np.square(weights * (share - mean[draw])).sum()
     return mean, np.sqrt(spread) / weights.sum()
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,16 @@ import yaml
 from pipelines.infer_traces import STAGE, main
 from tests.places import CHECKOUT
 from tests.scripted_server import Answer, Fault, ScriptedServer
-from tests.stage_runs import Outcome, Run, calls_of, leave_the_user, refused_line, run_alone, snapshot
+from tests.stage_runs import (
+    Outcome,
+    Run,
+    calls_of,
+    give_up_roots_privilege,
+    leave_the_user,
+    refused_line,
+    run_alone,
+    snapshot,
+)
 from tests.tiny_models import make_model
 
 # --- a small corpus, and ways to spoil it -----------------------------------------------------------------
@@ -688,18 +695,6 @@ def test_out_with_a_name_too_long(stage: Stage) -> None:
 def test_out_below_a_file(stage: Stage) -> None:
     (stage.folder / "notes").write_text("notes")
     stage.refused("--out", stage.folder / "notes" / "run", names=["--out", "notes", "file"])
-
-
-# Linux: prctl's PR_CAPBSET_DROP, and the capabilities that let root pass over permission bits.
-PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
-
-
-def give_up_roots_privilege() -> None:
-    if os.geteuid() == 0:
-        libc = ctypes.CDLL(None, use_errno=True)
-        for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
-            if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0):
-                raise OSError(ctypes.get_errno(), "prctl")
 
 
 @pytest.mark.parametrize("name", ["corpus.yaml", ITEMS, ANNOTATIONS, "guidelines/clarity.md"])

@@ -394,7 +394,9 @@ def test_sentence_transformers_that_is_not_installed(monkeypatch: pytest.MonkeyP
 class FakeSentenceTransformer:
     """Answers as the real class does: float32 rows of any length, one a text; OSError for an unknown model."""
 
-    def __init__(self, model_name_or_path: str) -> None:
+    def __init__(self, model_name_or_path: str, *, trust_remote_code: bool, model_kwargs: dict[str, bool]) -> None:
+        assert not trust_remote_code
+        assert model_kwargs == {"use_safetensors": True}
         if model_name_or_path != "some/folder":
             raise OSError(f"{model_name_or_path} is not a local folder\nand is not a valid model identifier")
 

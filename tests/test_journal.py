@@ -8,16 +8,21 @@ import hashlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import raters.journal as journal_module
 from raters.journal import Journal, read_at, read_lines, sha256_of, to_line, write_atomically
 from raters.records import DataError, StorageError
 from tests.places import CHECKOUT
+from tests.stage_runs import environment, wait_for_lines
 
 RECORDS = [{"n": 1, "text": "eins"}, {"n": 2, "text": "zwei\nZeilen\u2028 „ü“ 🚲"}, {"n": 3, "text": ""}]
 
@@ -242,3 +247,105 @@ def test_reading_can_hash_every_byte(tmp_path: Path) -> None:
     assert [record["a"] for _, _, record in read_lines(path, digest)] == [1, 2]
     assert digest.hexdigest() == hashlib.sha256(path.read_bytes()).hexdigest()
     assert sha256_of("ü") == hashlib.sha256("ü".encode()).hexdigest()
+
+
+def test_who_reads_while_it_is_written_sees_whole_lines_alone(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    with subprocess.Popen(
+        [sys.executable, "-c", APPENDER, str(path)], cwd=CHECKOUT, env=environment(), stdout=subprocess.DEVNULL
+    ) as process:
+        try:
+            wait_for_lines(path, 1, process)
+            seen = 0
+            while seen < 5_000:
+                numbers = [record["n"] for _, _, record in read_lines(path, pass_over_torn=True)]
+                assert numbers == list(range(len(numbers)))
+                assert len(numbers) >= seen
+                seen = len(numbers)
+                assert process.poll() is None
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the sizes that files had when they were brought to the disk; folders count as -1."""
+    sizes: list[int] = []
+    sync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        sizes.append(-1 if stat.S_ISDIR(found.st_mode) else found.st_size)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    return sizes
+
+
+def test_a_small_batch_of_records_goes_to_the_disk_at_once(tmp_path: Path, synced: list[int]) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    for _ in range(1000):
+        journal.append(RECORDS[:1])
+    size = journal.path.stat().st_size
+    assert synced.count(-1) == 1, "a new file's name goes to the disk too"
+    assert len(synced) <= 3, "not one for each record"
+    journal.close()
+    assert synced[-1] == size
+
+
+def test_the_last_records_reach_the_disk_although_none_follows(
+    tmp_path: Path, synced: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A burst of answers, and then nothing for minutes: they must not wait for the next one."""
+    monkeypatch.setattr(journal_module, "_SYNC_SECONDS", 0.05)
+    journal = Journal(tmp_path / "journal.jsonl")
+    for _ in range(2):
+        journal.append(RECORDS)
+        deadline = time.monotonic() + 10
+        while synced[-1] != journal.path.stat().st_size:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    count = len(synced)
+    time.sleep(0.3)
+    assert len(synced) == count, "what is on the disk is not brought there again"
+    journal.close()
+
+
+def test_a_disk_that_fails_later_is_told_with_the_next_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_SYNC_SECONDS", 0.01)
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append(RECORDS[:1])
+    failed = threading.Event()
+
+    def broken(descriptor: int) -> None:
+        failed.set()
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    assert failed.wait(10)
+    time.sleep(0.3)  # until the failure is noted
+    with pytest.raises(StorageError, match=r"journal\.jsonl: cannot be written \(Input/output error\)"):
+        journal.append(RECORDS[1:2])
+    with pytest.raises(StorageError, match="Input/output error"):
+        journal.close()
+    monkeypatch.undo()
+    assert recovered(journal.path)[0] == RECORDS[0]
+
+
+def test_a_replaced_file_is_on_the_disk_with_its_name(tmp_path: Path, synced: list[int]) -> None:
+    write_atomically(tmp_path / "summary.json", "four")
+    assert synced == [4, -1]
+
+
+def test_recovery_can_begin_where_an_earlier_one_ended(tmp_path: Path) -> None:
+    path = written(tmp_path / "journal.jsonl", RECORDS[:2])
+    first = Journal(path)
+    assert len(list(first.recover())) == 2
+    end = first.end
+    first.append(RECORDS[2:])
+    later = first.end
+    first.close()
+    second = Journal(path)
+    ((line_number, offset, record),) = second.recover(end)
+    assert (line_number, offset, record) == (3, end[0], RECORDS[2])
+    assert second.end == later == (path.stat().st_size, 3, end[0])

@@ -80,6 +80,19 @@ class Prompt:
     opened: str
 
 
+def check_adapter_weights(adapter: Path | None, spec: str) -> None:
+    """Refuse an adapter whose weights are not safetensors, where PEFT would take a pickle, which may run anything.
+
+    Raises:
+        ModelAccessError: If it is one.
+    """
+    if adapter is not None and not (adapter / "adapter_model.safetensors").is_file():
+        raise ModelAccessError(
+            f"{spec}: adapter {adapter} has no adapter_model.safetensors, and other weights are not loaded; save it as "
+            "safetensors"
+        )
+
+
 def load_model(
     spec: str,
     name: str,
@@ -114,6 +127,7 @@ def load_model(
         raise ModelAccessError(f"{spec}: needs torch, transformers and peft; pip install 'judgeseye[train]'") from error
     if adapter is not None and not (adapter / "adapter_config.json").is_file():
         raise ModelAccessError(f"{spec}: adapter {adapter} has no adapter_config.json; give the folder PEFT saved")
+    check_adapter_weights(adapter, spec)
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise ModelAccessError(f"{spec}: there is no such folder; check the path")
     library: Any = transformers  # annotated in part only
@@ -122,7 +136,9 @@ def load_model(
     own_tokenizer = adapter is not None and (adapter / "tokenizer_config.json").is_file()
     try:
         with _quiet(library.utils.logging):
-            tokenizer = library.AutoTokenizer.from_pretrained(str(adapter) if own_tokenizer else name)
+            # Without the word, transformers asks the user whether to run what came with a model.
+            place = str(adapter) if own_tokenizer else name
+            tokenizer = library.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
             if chat_template is not None:
                 tokenizer.chat_template = chat_template
             if not tokenizer.chat_template:
@@ -132,7 +148,12 @@ def load_model(
                 )
             placed = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
             model, info = library.AutoModelForCausalLM.from_pretrained(
-                name, dtype=getattr(torch, dtype), output_loading_info=True, **placed
+                name,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+                trust_remote_code=False,
+                use_safetensors=True,  # other weights are pickles, which may run anything
+                **placed,
             )
             saved = model.generation_config
             ends = saved.eos_token_id if isinstance(saved.eos_token_id, list) else [saved.eos_token_id]
