@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -53,12 +52,12 @@ def check_workers(options: WorkerOptions, run: Path | None) -> int | None:
     Raises:
         ConfigError: If the options do not fit each other, or the run that stands in the folder was begun by others.
     """
-    from raters.shards import unfinished
+    from raters.shards import check_ray, unfinished
 
     if options.ray_address is not None and options.engine != "ray":
         raise ConfigError(f"--ray-address {options.ray_address}: is for --engine ray; add it")
-    if options.engine == "ray" and importlib.util.find_spec("ray") is None:
-        raise ConfigError("--engine ray: needs ray; pip install 'judgeseye[ray]', or give --engine local")
+    if options.engine == "ray":
+        check_ray(options.ray_address)
     workers = options.workers or 1
     wanted = workers if options.engine == "ray" or workers > 1 else None
     begun = None if run is None else unfinished(run)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from raters.runs import hold
 
 FOLDER, _ABOUT = "shards", "shards.json"
 _PR_SET_PDEATHSIG = 1
-_REFRESH_SECONDS = 0.5
+_REFRESH_SECONDS, _CONNECT_SECONDS = 0.5, 5.0
 
 Draw = Callable[["Shard"], bool]
 """Makes the draws that a shard still misses; returns False if the user stopped it."""
@@ -327,6 +329,26 @@ class _Actor:
         return {"place": batch["place"].tolist(), **columns}
 
 
+def check_ray(address: str | None) -> None:
+    """Refuse at once what Ray would try for a minute, or fail at with a page.
+
+    Args:
+        address: See `on_ray`.
+
+    Raises:
+        ConfigError: If Ray is not installed, or nobody listens at a `host:port`.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError("--engine ray: needs ray; pip install 'judgeseye[ray]', or give --engine local")
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            reason = f"no cluster answers ({error}); start it, or leave it out"
+            raise ConfigError(f"--ray-address {address}: {reason}") from error
+
+
 def on_ray(open_: Open, arguments: Sequence[Any], shards: Shards, address: str | None, *, gpu: bool) -> list[Outcome]:
     """Draw every shard in an actor of Ray Data, and return how each ended; an actor that dies is replaced.
 
@@ -338,13 +360,11 @@ def on_ray(open_: Open, arguments: Sequence[Any], shards: Shards, address: str |
         gpu: Give each actor a GPU, if the cluster has any.
 
     Raises:
-        ConfigError: If Ray is not installed, or no cluster answers.
+        ConfigError: If no cluster answers.
     """
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ConfigError("--engine ray: needs ray; pip install 'judgeseye[ray]', or give --engine local") from error
+    import ray
+    import ray.data
+
     count = len(shards.all)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -11,11 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import raters.shards as shards_module
 from raters.records import ConfigError
 from raters.shards import Shard, Shards, clear_up, unfinished
 from tests.scripted_server import Answer, Fault, ScriptedServer
@@ -97,7 +98,8 @@ KINDS: dict[str, tuple[str, tuple[object, ...]]] = {
     "infer_traces": ("infer_traces", ("--k", 6, "--null-items", 5)),
     "per annotator": ("infer_traces", ("--k", 6, "--null-items", 3, "--labels", "per-annotator")),
     "second chances": (
-        "infer_traces", ("--k", 1, "--null-items", 0, "--escalate", "openai/bigger", "--rationalize", "openai/scripted"),
+        "infer_traces",
+        ("--k", 1, "--null-items", 0, "--escalate", "openai/bigger", "--rationalize", "openai/scripted"),
     ),
     "rate_items": ("rate_items", ("--draws", 4)),
 }  # fmt: skip
@@ -168,7 +170,7 @@ def test_more_workers_than_items_are_no_harm(job: Job, tmp_path: Path) -> None:
 def test_shards_share_rows_and_keep_the_first_ones_first(rows: int, tmp_path: Path) -> None:
     shards = [Shard(tmp_path, place, 5) for place in range(5)]
     shared = [list(range(rows))[shard.rows(rows)] for shard in shards]
-    assert sorted(sum(shared, [])) == list(range(rows))
+    assert sorted(chain.from_iterable(shared)) == list(range(rows))
     for first in range(rows + 1):
         for shard, mine in zip(shards, shared, strict=True):
             assert [row for row in mine if row < first] == mine[: shard.first_rows(first)]
@@ -183,7 +185,10 @@ def children(process: Any) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                target, parent = os.readlink(entry / "fd" / "2"), (entry / "stat").read_text().rsplit(")")[-1].split()[1]
+                target, parent = (
+                    os.readlink(entry / "fd" / "2"),
+                    (entry / "stat").read_text().rsplit(")")[-1].split()[1],
+                )
             except OSError:
                 continue
             if target.endswith(".log") and int(parent) == process.pid:
@@ -196,6 +201,16 @@ def gone(pid: int) -> bool:
         return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")")[-1].split()[0] == "Z"
     except OSError:
         return True
+
+
+def kill_with_workers(process: Any) -> None:
+    """Kill -9 a run in another process, and wait until its workers are gone, which nobody kills."""
+    at_work = children(process)
+    kill(process)
+    deadline = time.monotonic() + 10
+    while not all(map(gone, at_work)):
+        assert time.monotonic() < deadline, "a worker goes on without anybody"
+        time.sleep(0.01)
 
 
 def after_some_draws(job: Job, process: Any, lines: int = 6) -> None:
@@ -219,13 +234,8 @@ def test_a_killed_run_takes_its_workers_along_and_goes_on(job: Job, tmp_path: Pa
     job.script.fast = 8
     with started(job.stage, *job.command(*workers(2))) as process:
         after_some_draws(job, process)
-        at_work = children(process)
-        assert len(at_work) == 2
-        kill(process)
-        deadline = time.monotonic() + 10
-        while not all(map(gone, at_work)):
-            assert time.monotonic() < deadline, "a worker goes on without anybody"
-            time.sleep(0.01)
+        assert len(children(process)) == 2
+        kill_with_workers(process)
     assert unfinished(job.out) == 2
     goes_on(job, 4, tmp_path / "alone", *workers(2))
 
@@ -297,7 +307,7 @@ def half_done(job: Job) -> None:
     job.script.fast = 8
     with started(job.stage, *job.command(*workers(2))) as process:
         after_some_draws(job, process)
-        kill(process)
+        kill_with_workers(process)
     job.script.fast = 10**6
     job.script.gate.set()
 
@@ -376,12 +386,10 @@ def test_options_that_cannot_be_used(job: Job, given: tuple[object, ...], named:
     assert not job.out.exists()
 
 
-def test_ray_that_is_not_installed_is_told_before_anything_is_made(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_that_is_not_installed_is_told_before_anything_is_made(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.infer_traces import main
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shards_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="--engine ray: needs ray; pip install"):
         main([str(argument) for argument in job.command("--engine", "ray")])
     assert not job.out.exists()
