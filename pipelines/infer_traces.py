@@ -84,7 +84,10 @@ class InferTracesOptions(EndpointOptions):
     null_items: int = Field(
         50, ge=0, description="items of an adaptive run that get all k draws, to measure what chance would accept"
     )
-    concurrency: int = Field(32, ge=1, le=4096, description="requests or items in work at once")
+    concurrency: int = Field(32, ge=1, le=4096, description="requests or items in work at once, of each worker")
+    engine: Literal["local", "ray"] = Field("local", description="where workers are: processes here, or actors of Ray")
+    workers: int | None = Field(None, ge=1, le=1024, description="who draw, each for a share of the items (default: 1)")
+    ray_address: str | None = Field(None, description="cluster of --engine ray; RAY_ADDRESS, or this machine")
     input_price: float | None = Field(None, ge=0, description="USD for a million tokens read, for the cost shown")
     output_price: float | None = Field(None, ge=0, description="USD for a million tokens written")
     out: str | None = Field(None, description="folder of this run (default: runs/<corpus>[-<dimension>]/infer_traces)")
@@ -97,6 +100,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_options(InferTracesOptions, STAGE, DESCRIPTION, arguments)
     from pipelines.inference import check_continuation, read_inputs
     from pipelines.screen import say
+    from pipelines.workers import check_workers
     from raters.runs import RunFolder
 
     plan = read_inputs(options)
@@ -104,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder(plan.out, STAGE, plan.identity(), new=options.new)
     try:
         check_continuation(plan, folder)
-        summary = _run(plan, folder)
+        summary = _run(plan, folder, check_workers(options, folder.path if folder.previous else None))
     finally:
         folder.release()
     if summary is None:
@@ -113,17 +117,20 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _run(plan: Plan, folder: RunFolder) -> dict[str, Any] | None:
+def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] | None:
     """Make the draws that are missing and write the results; return the summary, None if the user stopped it."""
     from pipelines.inference import second_chance
     from pipelines.screen import say
+    from pipelines.workers import draw_in_shards, open_infer_traces
     from raters.checkpoints import Checkpoint
     from raters.journal import Journal
+    from raters.shards import clear_up, unfinished
 
     ledger = plan.empty_ledger()
     journal = Journal(folder.path / "candidates.jsonl", prepare=lambda: _begin(plan, folder))
     checkpoint = Checkpoint(journal, ledger)
     if folder.previous:
+        clear_up(journal.path)
         ledger.replay(checkpoint.recover())
     if checkpoint.last_record() is not None:
         say(f"continuing {folder.path}: {sum(ledger.totals.draws.values()):,} draws are there already")
@@ -134,7 +141,25 @@ def _run(plan: Plan, folder: RunFolder) -> dict[str, Any] | None:
         return {**plan.manifest(ledger, status, seconds), "second_chance": second_chance(plan, folder)}
 
     try:
-        if ledger.has_work(plan.sampling.full_rows(len(ledger.rows))) and not run_loop(_draw(plan, ledger, checkpoint)):
+        if workers is not None and ledger.has_work(plan.sampling.full_rows(len(ledger.rows))):
+            if not folder.previous:
+                _begin(plan, folder)
+            done = draw_in_shards(
+                plan.options,
+                open_infer_traces,
+                journal.path,
+                workers,
+                lambda shard: ledger.part(shard.rows(len(ledger.rows))),
+                drawn=sum(ledger.totals.draws.values()),
+                gpu=plan.options.model.startswith("hf/"),
+            )
+            if not done:
+                folder.write_manifest(manifest("stopped"))
+                return None
+            ledger.replay(journal.recover(journal.end))
+        elif ledger.has_work(plan.sampling.full_rows(len(ledger.rows))) and not run_loop(
+            draw(plan, ledger, checkpoint)
+        ):
             checkpoint.close()
             if sum(ledger.totals.draws.values()):
                 folder.write_manifest(manifest("stopped"))
@@ -145,7 +170,7 @@ def _run(plan: Plan, folder: RunFolder) -> dict[str, Any] | None:
         folder.write_manifest({**manifest("complete"), "kept": summary["kept"]})
         return summary
     except JudgeseyeError:
-        if sum(ledger.totals.draws.values()):
+        if sum(ledger.totals.draws.values()) and not unfinished(folder.path):
             say(how_to_go_on(sum(ledger.totals.draws.values()), folder.path))
             with suppress(StorageError):
                 checkpoint.close()
@@ -169,7 +194,7 @@ def _begin(plan: Plan, folder: RunFolder) -> None:
     plan.generator.write(folder.path / "rater.yaml")
 
 
-async def _draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint) -> bool:
+async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint) -> bool:
     """Make the draws that are missing; return False if the user stopped it."""
     from pipelines.screen import ProgressBar
     from raters.drawing import Source

@@ -64,7 +64,10 @@ class RateItemsOptions(EndpointOptions):
     adapter: str | None = Field(None, description="with --model: LoRA adapter folder for hf/<path or id>")
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
     batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
-    concurrency: int = Field(32, ge=1, description="requests in work at once")
+    concurrency: int = Field(32, ge=1, description="requests in work at once, of each worker")
+    engine: Literal["local", "ray"] = Field("local", description="where workers are: processes here, or actors of Ray")
+    workers: int | None = Field(None, ge=1, le=1024, description="who draw, each for a share of the items (default: 1)")
+    ray_address: str | None = Field(None, description="cluster of --engine ray; RAY_ADDRESS, or this machine")
     input_price: float | None = Field(None, ge=0, description="USD for a million tokens read, for the cost shown")
     output_price: float | None = Field(None, ge=0, description="USD for a million tokens written")
     out: str | None = Field(None, description="folder of this run (default: runs/<corpus>[-<dimension>]/rate_items)")
@@ -75,9 +78,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run the stage and return its exit status."""
     options = parse_options(RateItemsOptions, STAGE, DESCRIPTION, arguments)
     from pipelines.screen import say
+    from pipelines.workers import check_workers
     from raters.runs import RunFolder
 
-    plan = _read_inputs(options)
+    plan = read_inputs(options)
     say(plan.describe())
     folder = RunFolder(plan.out, STAGE, plan.identity(), new=options.new)
     try:
@@ -87,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
                 f"--out {folder.path}: was run with {before} draws, now {plan.draws}, which would leave draws out; "
                 "give at least as many, another --out, or --new to start over"
             )
-        sheet = _run(plan, folder)
+        sheet = _run(plan, folder, check_workers(options, folder.path if folder.previous else None))
     finally:
         folder.release()
     if sheet is None:
@@ -151,7 +155,7 @@ class _Plan:
         }
 
 
-def _read_inputs(options: RateItemsOptions) -> _Plan:
+def read_inputs(options: RateItemsOptions) -> _Plan:
     """Read and check all that can be checked before a model is asked."""
     from raters.corpora import find_corpus, load_corpus
     from raters.drawing import work_order
@@ -237,12 +241,14 @@ def _check_corpus(spec: RaterSpec, corpus: Corpus, path: str) -> None:
         )
 
 
-def _run(plan: _Plan, folder: RunFolder) -> RatingSheet | None:
+def _run(plan: _Plan, folder: RunFolder, workers: int | None) -> RatingSheet | None:
     """Make the draws that are missing and write the results; return the sheet, None if the user stopped it."""
     from pipelines.screen import say
+    from pipelines.workers import draw_in_shards, open_rate_items
     from raters.checkpoints import Checkpoint
     from raters.journal import Journal
     from raters.rating_runs import RatingSheet
+    from raters.shards import clear_up, unfinished
 
     sheet = RatingSheet.empty(plan.corpus, plan.spec, plan.items, plan.draws)
     began = time.monotonic()
@@ -259,12 +265,29 @@ def _run(plan: _Plan, folder: RunFolder) -> RatingSheet | None:
     journal = Journal(folder.path / "ratings.jsonl", prepare=begin)
     checkpoint = Checkpoint(journal, sheet)
     if folder.previous:
+        clear_up(journal.path)
         sheet.replay(checkpoint.recover())
         say(f"continuing {folder.path}: {sheet.draws:,} draws are there already")
     try:
         if folder.previous and sheet.rows_done < len(plan.items):
             folder.write_manifest(manifest("running"))
-        if sheet.rows_done < len(plan.items) and not run_loop(_draw(plan, sheet, checkpoint)):
+        if workers is not None and sheet.rows_done < len(plan.items):
+            if not folder.previous:
+                begin()
+            done = draw_in_shards(
+                plan.options,
+                open_rate_items,
+                journal.path,
+                workers,
+                lambda shard: sheet.part(shard.rows(len(sheet.items))),
+                drawn=sheet.draws,
+                gpu=plan.spec.model.startswith("hf/"),
+            )
+            if not done:
+                folder.write_manifest(manifest("stopped"))
+                return None
+            sheet.replay(journal.recover(journal.end))
+        elif sheet.rows_done < len(plan.items) and not run_loop(draw(plan, sheet, checkpoint)):
             checkpoint.close()
             if sheet.draws:
                 folder.write_manifest(manifest("stopped"))
@@ -276,7 +299,7 @@ def _run(plan: _Plan, folder: RunFolder) -> RatingSheet | None:
         folder.write_manifest(manifest("complete"))
         return sheet
     except JudgeseyeError:
-        if sheet.draws:
+        if sheet.draws and not unfinished(folder.path):
             say(how_to_go_on(sheet.draws, folder.path))
             with suppress(StorageError):
                 checkpoint.close()
@@ -287,7 +310,7 @@ def _run(plan: _Plan, folder: RunFolder) -> RatingSheet | None:
             journal.close()
 
 
-async def _draw(plan: _Plan, sheet: RatingSheet, checkpoint: Checkpoint) -> bool:
+async def draw(plan: _Plan, sheet: RatingSheet, checkpoint: Checkpoint) -> bool:
     """Make the draws that are missing; return False if the user stopped it."""
     from pipelines.screen import ProgressBar
     from raters.models import open_model

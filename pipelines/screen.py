@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -42,6 +43,8 @@ class ProgressBar:
         done, text = state()
         from tqdm import tqdm
 
+        # Its own would be one for processes too, which a worker that is killed leaves behind, and Python then says so.
+        tqdm.set_lock(threading.RLock())
         self._bar = tqdm(total=total, initial=done, unit="item", postfix=text, dynamic_ncols=True, mininterval=0)
 
     def update(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -66,8 +67,9 @@ async def draw_until_done(pool: Stoppable, work: Coroutine[None, None, None], ba
             pool.stopping = True
             say("\nstopping after the draws in flight; Ctrl-C again to leave them")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
+    if threading.current_thread() is threading.main_thread():  # signals of an actor of Ray are Ray's
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop)
     try:
         with suppress(asyncio.CancelledError):
             await task

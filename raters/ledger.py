@@ -269,6 +269,17 @@ class Ledger:
         self.totals = Totals(**{**totals, **{name: Counter(totals[name]) for name in ("draws", "finish_reasons")}})
         return True
 
+    def part(self, rows: slice) -> dict[str, NDArray[Any]]:
+        """Return the arrays of `state` for some rows alone: what a ledger of them takes over with `restore`."""
+        arrays, _ = self.state()
+        chosen = np.isin(self.unit_rows, np.arange(len(self.rows))[rows])
+        by_unit = ("rationalized", *_MATCHES)
+        return {
+            name: array[chosen] if name.split()[0] in by_unit else array[rows]
+            for name, array in arrays.items()
+            if name != "accepted"
+        } | {"accepted": np.empty((0, 3), np.int64)}
+
     def _asked(self, rows: int, units: int) -> dict[str, Any]:
         """Return what makes two ledgers the same in their first rows."""
         digest = hashlib.sha256()

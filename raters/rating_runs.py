@@ -188,6 +188,10 @@ class RatingSheet:
             setattr(self, name, Counter(count) if isinstance(count, dict) else count)
         return True
 
+    def part(self, rows: slice) -> dict[str, NDArray[Any]]:
+        """Return the arrays of `state` for some rows alone: what a sheet of them takes over with `restore`."""
+        return {name: array[rows] for name, array in self.state()[0].items()}
+
     def _asked(self, rows: int) -> str:
         """Return what makes two sheets the same in their first rows."""
         return sha256_of(self.spec.sha256 + self.items[:rows].tobytes().hex())

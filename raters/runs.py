@@ -7,6 +7,7 @@ two settings never mix.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -93,14 +94,7 @@ class RunFolder:
         """Hold the folder until `release`, or the end of the process, however it comes."""
         if self._lock is not None:
             return
-        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock)
-            raise ConfigError(
-                f"--out {self.path}: another process is writing it; wait for it, or give another --out"
-            ) from error
+        lock = _locked(self.path / LOCK, f"--out {self.path}")
         self._lock = lock
 
     def _check_writable(self) -> None:
@@ -137,6 +131,35 @@ class RunFolder:
                 f"--out {self.path}: belongs to another run ({'; '.join(differences)}); "
                 "give another --out, or --new to start over (the old run is kept beside it)"
             )
+
+
+def _locked(path: Path, what: str) -> int:
+    """Return the descriptor of a lock file that this process holds until it is closed.
+
+    Raises:
+        ConfigError: If another process holds it.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise ConfigError(f"{what}: another process is writing it; wait for it, or give another --out") from error
+    return lock
+
+
+@contextlib.contextmanager
+def hold(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file during a block.
+
+    Raises:
+        ConfigError: If another process holds it; `what` is it that it writes.
+    """
+    lock = _locked(path, what)
+    try:
+        yield
+    finally:
+        os.close(lock)
 
 
 def _differences(where: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -87,7 +87,8 @@ def _null_points(ledger: Ledger, options: SamplingOptions) -> tuple[dict[int, tu
         rows = numbers[:, 0] != UNDRAWN if count == 1 else full
         if not rows.any():
             continue
-        mean, error = shuffled_label_null(numbers[rows, :count], weights[rows], ledger.unit_numbers, tolerance)
+        chosen = slice(None) if rows.all() else rows  # a view takes no memory
+        mean, error = shuffled_label_null(numbers[chosen, :count], weights[chosen], ledger.unit_numbers, tolerance)
         null, estimated = float(mean[-1]), not full.all()
         # A few rows that all agree do not make a null certain (Agresti and Coull 1998: two more of each kind).
         cautious = (null * rows.sum() + 2) / (rows.sum() + 4) if estimated else null

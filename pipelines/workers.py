@@ -1,0 +1,190 @@
+"""Several workers for a stage that draws: what each of them does, and what the stage does with their shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from numpy.typing import NDArray
+
+from pipelines.session import how_to_go_on, run_loop
+from raters.records import ConfigError, JudgeseyeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from raters.shards import Open, Shard, Shards
+
+_REFRESH_SECONDS = 10.0
+
+
+class WorkerOptions(Protocol):
+    """Options that say who draws."""
+
+    @property
+    def engine(self) -> Literal["local", "ray"]:
+        """Where workers are."""
+        ...
+
+    @property
+    def workers(self) -> int | None:
+        """How many."""
+        ...
+
+    @property
+    def ray_address(self) -> str | None:
+        """Of the cluster."""
+        ...
+
+    def model_dump(self) -> dict[str, Any]:
+        """Return all options as plain values."""
+        ...
+
+
+def check_workers(options: WorkerOptions, run: Path | None) -> int | None:
+    """Return how many workers draw; None if this process does by itself.
+
+    Args:
+        options: Who draws.
+        run: The folder of the run that goes on; None if one begins.
+
+    Raises:
+        ConfigError: If the options do not fit each other, or the run that stands in the folder was begun by others.
+    """
+    from raters.shards import check_ray, unfinished
+
+    if options.ray_address is not None and options.engine != "ray":
+        raise ConfigError(f"--ray-address {options.ray_address}: is for --engine ray; add it")
+    if options.engine == "ray":
+        check_ray(options.ray_address)
+    workers = options.workers or 1
+    wanted = workers if options.engine == "ray" or workers > 1 else None
+    begun = None if run is None else unfinished(run)
+    if begun is not None and begun != wanted:
+        raise ConfigError(
+            f"--workers {workers}: the run in {run} was begun by {begun} workers; give --workers {begun} until it is "
+            "done"
+        )
+    return wanted
+
+
+def draw_in_shards(
+    options: WorkerOptions,
+    open_: Open,
+    journal: Path,
+    workers: int,
+    known: Callable[[Shard], Mapping[str, NDArray[Any]]],
+    *,
+    drawn: int,
+    gpu: bool,
+) -> bool:
+    """Have workers make the draws that a run misses, and merge their journals into the run's own.
+
+    Args:
+        options: Who draws.
+        open_: What a worker opens; it gets the options as plain values.
+        journal: The run's own.
+        workers: How many.
+        known: Returns what is known of a shard from the run's own journal.
+        drawn: Draws in the run's own journal.
+        gpu: True if each worker needs a GPU where there are any.
+
+    Returns:
+        False if the user stopped it; the journals are merged only if all are done.
+
+    Raises:
+        JudgeseyeError: What the first worker that failed had to say.
+    """
+    from pipelines.screen import say
+    from raters.shards import Shards, conclude, in_processes, on_ray
+
+    shards = Shards(journal, workers)
+    shards.begin(known)
+    say(f"{workers} worker{'s draw' if workers > 1 else ' draws'}, each with a journal in {shards.folder}")
+    arguments = (options.model_dump(),)
+    if options.engine == "ray":
+        outcomes = on_ray(open_, arguments, shards, options.ray_address, gpu=gpu)
+    else:
+        outcomes = in_processes(open_, arguments, shards, _progress(shards, drawn))
+    try:
+        done = conclude(outcomes)
+    except JudgeseyeError:
+        say(how_to_go_on(drawn + shards.draws(), journal.parent))
+        raise
+    if done:
+        shards.merge()
+    else:
+        say(how_to_go_on(drawn + shards.draws(), journal.parent))
+    return done
+
+
+def _progress(shards: Shards, drawn: int) -> Callable[[], None]:
+    """Return what shows now and then how far all workers are."""
+    import time
+
+    from pipelines.screen import say
+
+    began, before = time.monotonic(), shards.draws()
+    due = began + _REFRESH_SECONDS
+
+    def show() -> None:
+        nonlocal due
+        if (now := time.monotonic()) >= due:
+            due, made = now + _REFRESH_SECONDS, shards.draws()
+            say(f"  {drawn + made:,} draws, {(made - before) / (now - began):,.0f} draws/s")
+
+    return show
+
+
+def open_infer_traces(options: Mapping[str, Any]) -> Callable[[Shard], bool]:
+    """Return what draws a shard of infer_traces, with the inputs of the run read once."""
+    from pipelines.infer_traces import InferTracesOptions, draw
+    from pipelines.inference import read_inputs
+    from raters.checkpoints import Checkpoint
+    from raters.journal import Journal
+
+    whole = read_inputs(InferTracesOptions.model_validate(options))
+
+    def draw_shard(shard: Shard) -> bool:
+        null_items = shard.first_rows(min(whole.options.null_items, len(whole.order)))
+        plan = replace(
+            whole,
+            order=whole.order[shard.rows(len(whole.order))],
+            options=whole.options.model_copy(update={"null_items": null_items}),
+        )
+        ledger = plan.empty_ledger()
+        ledger.restore(shard.read_known(), ledger.state()[1])
+        checkpoint = Checkpoint(Journal(shard.journal), ledger)
+        ledger.replay(checkpoint.recover())
+        try:
+            if ledger.has_work(plan.sampling.full_rows(len(ledger.rows))):
+                return run_loop(draw(plan, ledger, checkpoint))
+            return True
+        finally:
+            checkpoint.journal.close()
+
+    return draw_shard
+
+
+def open_rate_items(options: Mapping[str, Any]) -> Callable[[Shard], bool]:
+    """Return what draws a shard of rate_items, with the inputs of the run read once."""
+    from pipelines.rate_items import RateItemsOptions, draw, read_inputs
+    from raters.checkpoints import Checkpoint
+    from raters.journal import Journal
+    from raters.rating_runs import RatingSheet
+
+    whole = read_inputs(RateItemsOptions.model_validate(options))
+
+    def draw_shard(shard: Shard) -> bool:
+        plan = replace(whole, items=whole.items[shard.rows(len(whole.items))])
+        sheet = RatingSheet.empty(plan.corpus, plan.spec, plan.items, plan.draws)
+        sheet.restore(shard.read_known(), sheet.state()[1])
+        checkpoint = Checkpoint(Journal(shard.journal), sheet)
+        sheet.replay(checkpoint.recover())
+        try:
+            return sheet.rows_done == len(plan.items) or run_loop(draw(plan, sheet, checkpoint))
+        finally:
+            checkpoint.journal.close()
+
+    return draw_shard
