@@ -36,7 +36,7 @@ class FinetuneRaterOptions(StageOptions):
     """Options of finetune_rater."""
 
     traces: str | None = Field(None, description="folder of a finished run of infer_traces on the train split")
-    base: str | None = Field(None, description="model to train: hf/<path or id>")
+    base: str | None = Field(None, description="model to train: student or hf/<path or id>")
     corpus: str | None = Field(None, description="where that run's corpus is now (default: where it was)")
     target: Literal["trace", "label", "label-after-trace", "verdict-first"] = Field(
         "trace",

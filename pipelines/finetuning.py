@@ -136,7 +136,7 @@ def read_inputs(options: FinetuneRaterOptions) -> Plan:
     if options.traces is None:
         raise ConfigError("--traces: missing; give the folder of a finished run of infer_traces")
     if options.base is None:
-        raise ConfigError("--base: missing; give the model to train, hf/<path or id>")
+        raise ConfigError("--base: missing; give the model to train, student or hf/<path or id>")
     _check_options(options)
     trainable_name(options.base)
     chat_template = _read_template(options.chat_template)
@@ -223,7 +223,7 @@ def _check_family(base: str, question: Question) -> None:
     if prompt_family(base) and not question.needs_observations:
         raise ConfigError(
             f"--base {base}: reads observations, and the traces are of a model that was shown text; give a language "
-            "model, or traces of embedded"
+            "model, or traces of embedded or student"
         )
 
 

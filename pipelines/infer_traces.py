@@ -54,11 +54,11 @@ class InferTracesOptions(EndpointOptions):
     )
     model: str = Field(
         "embedded",
-        description="embedded, hf/<path or id>, openai/<name>, or a rater.yaml (its model, prompt and guideline)",
+        description="embedded, student, hf/<path or id>, openai/<name>, or a rater.yaml (its model, prompt and guideline)",
     )
     guideline: str | None = Field(None, description="file of the guideline to draw under (default: the corpus's)")
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
-    adapter: str | None = Field(None, description="LoRA adapter folder for hf/<path or id>")
+    adapter: str | None = Field(None, description="LoRA adapter folder for student or hf/<path or id>")
     batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
     prompt: str | None = Field(None, description="prompt of prompts/ or a .md file (default: the model's own)")
     k: int = Field(16, ge=1, le=MOST_DRAWS, description="most draws for an item; a larger k later goes on with more")
@@ -151,7 +151,7 @@ def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] |
                 workers,
                 lambda shard: ledger.part(shard.rows(len(ledger.rows))),
                 drawn=sum(ledger.totals.draws.values()),
-                gpu=plan.options.model.startswith("hf/"),
+                gpu=check_spec(plan.options.model)[0] == "hf",
             )
             if not done:
                 folder.write_manifest(manifest("stopped"))

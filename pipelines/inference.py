@@ -179,7 +179,7 @@ def read_inputs(options: InferTracesOptions) -> Plan:
     from raters.corpus_files import read_guideline_file
     from raters.drawing import work_order
     from raters.gold import default_method, gold_labels
-    from raters.models import check_spec, prompt_family
+    from raters.models import OF_OBSERVATIONS, STUDENT, check_spec, prompt_family
     from raters.prompts import load_prompt
     from raters.questions import Question, fit_to_corpus
     from raters.rater_files import read_rater
@@ -211,11 +211,16 @@ def read_inputs(options: InferTracesOptions) -> Plan:
         prompts["recovered"] = prompt_family(options.recover or options.model) + "recover"
     for spec in filter(None, (options.model, options.escalate, options.rationalize, options.recover)):
         check_spec(spec)
+    for name, spec in (("rationalize", options.rationalize), ("recover", options.recover or options.model)):
+        if options.rationalize and spec == STUDENT:
+            raise ConfigError(f"--{name} student: has learned to rate and nothing else; give another model")
     loaded = {purpose: load_prompt(name) for purpose, name in prompts.items()}
     if rater is not None and options.prompt is None:
         loaded["first"] = rater.question.prompt
-    if options.model == "embedded" and "fields" in loaded["first"].slots:
-        raise ConfigError(f"--prompt {options.prompt}: shows text, and embedded reads observations; give embedded/rate")
+    if options.model in OF_OBSERVATIONS and "fields" in loaded["first"].slots:
+        raise ConfigError(
+            f"--prompt {options.prompt}: shows text, and {options.model} reads observations; give embedded/rate"
+        )
     observations = None
     if any("observations" in prompt.slots for prompt in loaded.values()):
         training = np.arange(len(corpus.item_ids)) if split is None else split.indices("train")

@@ -61,7 +61,7 @@ class RateItemsOptions(EndpointOptions):
     top_p: float | None = Field(None, gt=0, le=1, description="nucleus to sample from (default: the rater's, or 1)")
     max_tokens: int | None = Field(None, ge=1, description="most tokens of a draw (default: the rater's, or 4096)")
     seed: int | None = Field(None, description="seed of all draws (default: the rater's, or 0)")
-    adapter: str | None = Field(None, description="with --model: LoRA adapter folder for hf/<path or id>")
+    adapter: str | None = Field(None, description="with --model: LoRA adapter folder for student or hf/<path or id>")
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
     batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
     concurrency: int = Field(32, ge=1, description="requests in work at once, of each worker")
@@ -281,7 +281,7 @@ def _run(plan: _Plan, folder: RunFolder, workers: int | None) -> RatingSheet | N
                 workers,
                 lambda shard: sheet.part(shard.rows(len(sheet.items))),
                 drawn=sheet.draws,
-                gpu=plan.spec.model.startswith("hf/"),
+                gpu=check_spec(plan.spec.model)[0] == "hf",
             )
             if not done:
                 folder.write_manifest(manifest("stopped"))

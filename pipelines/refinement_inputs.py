@@ -81,7 +81,7 @@ def read_inputs(options: RefineGuidelineOptions) -> Plan:
     from raters.corpus_files import read_guideline_file
     from raters.dev_gate import labelled_items
     from raters.guideline_text import Guideline
-    from raters.models import check_spec
+    from raters.models import OF_OBSERVATIONS, STUDENT, check_spec
     from raters.runs import stage_folder
     from raters.trace_runs import TraceRun
 
@@ -92,8 +92,11 @@ def read_inputs(options: RefineGuidelineOptions) -> Plan:
     for spec in filter(
         None, (options.writer if options.writer != "extractive" else None, options.explain, options.recover)
     ):
-        if check_spec(spec)[0] == "embedded" and spec == options.writer:
-            raise ConfigError("--writer embedded: is a rater and cannot write; give extractive, hf/... or openai/...")
+        check_spec(spec)
+        if spec in OF_OBSERVATIONS and spec == options.writer:
+            raise ConfigError(f"--writer {spec}: is a rater and cannot write; give extractive, hf/... or openai/...")
+        if spec == STUDENT:
+            raise ConfigError(f"--explain or --recover {spec}: has learned to rate and nothing else; give another model")
     run = TraceRun.read(Path(options.traces), options.corpus)
     _check_labels(run, options)
     text = (

@@ -8,7 +8,7 @@ import numpy as np
 
 from raters.corpora import Corpus
 from raters.corpus_files import Dimension
-from raters.models import check_spec, prompt_family
+from raters.models import OF_OBSERVATIONS, check_spec, prompt_family
 from raters.prompts import load_prompt
 from raters.questions import Question, fit_to_corpus
 from raters.rater_files import RaterSpec, SeenItems, default_aggregate
@@ -35,17 +35,17 @@ def plain_rater(
         split: Whose train part observations are fitted on, if the prompt shows them; all items if None.
         prompt: Of prompts/, or a .md file; the model's own if None.
         reasoning: False to ask for the verdict alone.
-        adapter: LoRA adapter folder for `hf/...`.
+        adapter: LoRA adapter folder for `hf/...` or `student`.
 
     Raises:
         ConfigError: If model, prompt and adapter do not go together.
     """
     provider, _ = check_spec(model)
     if adapter is not None and provider != "hf":
-        raise ConfigError(f"--adapter {adapter}: {model} takes none; only hf/<path or id> does")
+        raise ConfigError(f"--adapter {adapter}: {model} takes none; hf/<path or id> and student do")
     loaded = load_prompt(prompt or prompt_family(model) + ("rate" if reasoning else "rate_at_once"))
-    if model == "embedded" and "fields" in loaded.slots:
-        raise ConfigError(f"--prompt {prompt}: shows text, and embedded reads observations; give embedded/rate")
+    if model in OF_OBSERVATIONS and "fields" in loaded.slots:
+        raise ConfigError(f"--prompt {prompt}: shows text, and {model} reads observations; give embedded/rate")
     observations, seen = None, SeenItems.none()
     if "observations" in loaded.slots:
         training = np.arange(len(corpus.item_ids)) if split is None else split.indices("train")

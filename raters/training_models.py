@@ -36,7 +36,7 @@ def trainable_name(spec: str) -> str:
     """
     provider, name = check_spec(spec)
     if provider != "hf":
-        raise ConfigError(f"--base {spec}: its weights are not here to be trained; give hf/<path or id>")
+        raise ConfigError(f"--base {spec}: its weights are not here to be trained; give student or hf/<path or id>")
     return name
 
 
@@ -53,7 +53,7 @@ def load_base(spec: str, dtype: str, *, four_bit: bool, chat_template: str | Non
     """Return a base in memory; on the CPU, from where the trainer places it, unless it is in 4 bits.
 
     Args:
-        spec: `hf/<path or id>`, or another name of such a model.
+        spec: `student`, `hf/<path or id>`, or another name of such a model.
         dtype: Of its weights, or in 4 bits of its arithmetic.
         four_bit: True for NF4 with double quantisation (Dettmers et al. 2023, QLoRA).
         chat_template: In place of its tokenizer's own.

@@ -19,7 +19,7 @@ class TrainingSettings:
     """How a rater is trained.
 
     Attributes:
-        base: `hf/<path or id>`.
+        base: `student` or `hf/<path or id>`.
         dtype: `float32` or `bfloat16`.
         rank: Of LoRA (Hu et al. 2022).
         alpha: LoRA's scale times rank.

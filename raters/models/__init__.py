@@ -1,6 +1,7 @@
 """Ways to reach a model, one file each, all behind the protocol in `protocol.py`.
 
-A model is named `provider/name`: `embedded`, `hf/<path or id>`, `openai/<name>`.
+A model is named `provider/name`: `hf/<path or id>`, `openai/<name>`. Two that ship with the project, and are no language
+models, have names of their own: `embedded`, a rule reader, and `student`, a tiny network that learned to write as it does.
 """
 
 from __future__ import annotations
@@ -10,8 +11,12 @@ from dataclasses import asdict
 from raters.models.pacing import EndpointLimits
 from raters.models.protocol import Model
 from raters.records import ConfigError
+from raters.resources import resource_folder
 
-PROVIDERS = ("embedded", "hf/<path or id>", "openai/<name>")
+PROVIDERS = ("embedded", "student", "hf/<path or id>", "openai/<name>")
+STUDENT = "student"
+OF_OBSERVATIONS = ("embedded", STUDENT)
+"""Models that read observations of a text instead of the text."""
 
 
 def open_model(
@@ -26,9 +31,9 @@ def open_model(
     """Return the model that a spec names.
 
     Args:
-        spec: `provider/name`.
+        spec: `provider/name`, `embedded` or `student`.
         base_url: Endpoint of `openai/...`; OPENAI_BASE_URL if None.
-        adapter: LoRA adapter folder for `hf/...`.
+        adapter: LoRA adapter folder for `hf/...` or `student`.
         batch_size: Most rows that `hf/...` generates at once.
         concurrency: Most requests that `openai/...` has in flight.
         limits: How else `openai/...` may be asked; `EndpointLimits()` if None.
@@ -39,7 +44,7 @@ def open_model(
     """
     provider, name = check_spec(spec)
     if adapter is not None and provider != "hf":
-        raise ConfigError(f"--adapter {adapter}: {spec} takes none; only hf/<path or id> does")
+        raise ConfigError(f"--adapter {adapter}: {spec} takes none; hf/<path or id> and student do")
     if spec == "embedded":
         from raters.models.embedded import EmbeddedModel
 
@@ -47,18 +52,20 @@ def open_model(
     if provider == "hf":
         from raters.models.hf import HFModel
 
-        return HFModel(name, adapter=adapter, batch_size=batch_size)
+        return HFModel(name, spec=spec, adapter=adapter, batch_size=batch_size)
     from raters.models.openai import OpenAIModel
 
     return OpenAIModel(name, base_url=base_url, concurrency=concurrency, **asdict(limits or EndpointLimits()))
 
 
 def check_spec(spec: str) -> tuple[str, str]:
-    """Return (provider, name) of a model's spec; the name is empty for `embedded`.
+    """Return (provider, name) of a model's spec; the name is empty for `embedded`, and a folder for `student`.
 
     Raises:
         ConfigError: If it is not one.
     """
+    if spec == STUDENT:
+        return "hf", str(resource_folder("data") / STUDENT)
     provider, _, name = spec.partition("/")
     if spec == "embedded" or (provider in ("hf", "openai") and name.strip()):
         return provider, name
@@ -67,4 +74,4 @@ def check_spec(spec: str) -> tuple[str, str]:
 
 def prompt_family(spec: str) -> str:
     """Return the folder of prompts that a model reads, with its slash: `embedded/`, or none."""
-    return "embedded/" if spec == "embedded" else ""
+    return "embedded/" if spec in OF_OBSERVATIONS else ""

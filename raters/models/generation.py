@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raters.models.bases import check_base
+from raters.models.decoding import can_decode, decode
 from raters.models.label_scoring import answer_up_to_rating, score_labels
 from raters.models.protocol import (
     THINK_CLOSE,
@@ -254,36 +255,15 @@ def generate(
         settings: Temperature, nucleus, and labels to score; `max_tokens` is that of the prompts.
         is_unwanted: Asked with a row's index after every token; a row answered with True is left as it is.
     """
-    import torch
-    import transformers
-
-    library: Any = transformers
-    device, pad_id = loaded.model.device, loaded.generation.pad_token_id
-    width = max(len(prompt.token_ids) for prompt in prompts)
-    input_ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for index, prompt in enumerate(prompts):
-        input_ids[index, width - len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
-        attention_mask[index, width - len(prompt.token_ids) :] = 1
-    processors = library.LogitsProcessorList()
-    if settings.temperature > 0:
-        if settings.temperature != 1.0:
-            processors.append(library.TemperatureLogitsWarper(float(settings.temperature)))
-        if settings.top_p < 1.0:
-            processors.append(library.TopPLogitsWarper(settings.top_p))
-        processors.append(_GumbelNoise(seeds, device))
-    generation = copy.copy(loaded.generation)
-    generation.max_new_tokens = max(prompt.max_tokens for prompt in prompts)
-    own_end = _OwnEnd([prompt.max_tokens for prompt in prompts], width, is_unwanted)
-    with torch.inference_mode():
-        output = loaded.model.generate(
-            input_ids=input_ids.to(device),
-            attention_mask=attention_mask.to(device),
-            generation_config=generation,
-            logits_processor=processors,
-            stopping_criteria=library.StoppingCriteriaList([own_end]),
-        )
-    written = [_written(loaded, prompt, ids) for prompt, ids in zip(prompts, output[:, width:].tolist(), strict=True)]
+    limits = [prompt.max_tokens for prompt in prompts]
+    asked = [prompt.token_ids for prompt in prompts]
+    if can_decode(loaded.model):
+        pad_id = loaded.generation.pad_token_id
+        choose = _Chooser(seeds, settings, loaded.model.device)
+        output = decode(loaded.model, asked, limits, loaded.end_ids, pad_id, choose, is_unwanted)
+    else:
+        output = _generate(loaded, asked, limits, seeds, settings, is_unwanted)
+    written = [_written(loaded, prompt, ids) for prompt, ids in zip(prompts, output, strict=True)]
     return [
         _completion(prompt, one, scores)
         for prompt, one, scores in zip(prompts, written, _label_scores(loaded, prompts, written, settings), strict=True)
@@ -351,8 +331,73 @@ def _completion(prompt: Prompt, written: _Written, label_logprobs: Mapping[str, 
     )
 
 
+class _Chooser:
+    """Takes the next token of each row: the likeliest, after Gumbel noise if it is to be drawn."""
+
+    def __init__(self, seeds: Sequence[int], settings: SamplingSettings, device: torch.device) -> None:
+        self._warpers = _warpers(settings)
+        self._noise = _GumbelNoise(seeds, device) if settings.temperature > 0 else None
+
+    def __call__(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """Return (rows,) tokens for logits (rows, vocabulary); `rows` says whose they are."""
+        for warper in self._warpers:
+            logits = warper(None, logits)
+        return (logits if self._noise is None else self._noise.added(logits, rows)).argmax(-1)
+
+
+def _warpers(settings: SamplingSettings) -> list[Any]:
+    """Return what shapes a distribution before a token is drawn from it; greedy decoding needs none."""
+    import transformers
+
+    library: Any = transformers
+    warpers = []
+    if settings.temperature > 0:
+        if settings.temperature != 1.0:
+            warpers.append(library.TemperatureLogitsWarper(float(settings.temperature)))
+        if settings.top_p < 1.0:
+            warpers.append(library.TopPLogitsWarper(settings.top_p))
+    return warpers
+
+
+def _generate(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+    is_unwanted: Callable[[int], bool],
+) -> list[list[int]]:
+    """Return what each row wrote, for models that only transformers' own loop knows how to ask."""
+    import torch
+    import transformers
+
+    library: Any = transformers
+    device, pad_id = loaded.model.device, loaded.generation.pad_token_id
+    width = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for index, prompt in enumerate(prompts):
+        input_ids[index, width - len(prompt) :] = torch.tensor(prompt)
+        attention_mask[index, width - len(prompt) :] = 1
+    processors = library.LogitsProcessorList(_warpers(settings))
+    if settings.temperature > 0:
+        processors.append(_GumbelNoise(seeds, device))
+    generation = copy.copy(loaded.generation)
+    generation.max_new_tokens = max(limits)
+    with torch.inference_mode():
+        output = loaded.model.generate(
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            generation_config=generation,
+            logits_processor=processors,
+            stopping_criteria=library.StoppingCriteriaList([_OwnEnd(limits, width, is_unwanted)]),
+        )
+    rows: list[list[int]] = output[:, width:].tolist()
+    return rows
+
+
 class _GumbelNoise:
-    """Logits processor that adds Gumbel(0, 1) noise, each row's from a generator of its own."""
+    """Adds Gumbel(0, 1) noise, each row's from a generator of its own; also a logits processor of transformers."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         import torch
@@ -361,12 +406,16 @@ class _GumbelNoise:
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (rows, tokens) plus noise."""
+        return self.added(scores, range(len(self._generators)))
+
+    def added(self, scores: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """Return scores (rows, tokens) plus noise; `rows` says whose they are."""
         import torch
 
         # -log of an exponential variable is a Gumbel variable; exponential_ may return 0 in float32.
         noise = torch.empty_like(scores)
-        for index, generator in enumerate(self._generators):
-            noise[index].exponential_(generator=generator)
+        for index, row in enumerate(rows):
+            noise[index].exponential_(generator=self._generators[row])
         return scores - noise.clamp_min_(torch.finfo(noise.dtype).tiny).log_()
 
 

@@ -44,7 +44,7 @@ class HFModel:
     """A model of this process; loaded with the first request, on a thread of its own.
 
     Attributes:
-        spec: `hf/PATH_OR_ID`.
+        spec: As records name it.
         batch_size: Most rows in a batch; shrinks when the GPU's memory does not hold as many.
     """
 
@@ -56,6 +56,7 @@ class HFModel:
         device: str | None = None,
         dtype: str | None = None,
         batch_size: int = 16,
+        spec: str | None = None,
     ) -> None:
         """Note what to load; nothing is read yet.
 
@@ -66,8 +67,9 @@ class HFModel:
             device: Torch device; default `cuda` if there is one, else `cpu`.
             dtype: Torch dtype by name; default `bfloat16` on cuda, `float32` elsewhere.
             batch_size: Most rows in a batch.
+            spec: As records name it; `hf/NAME` if None.
         """
-        self.spec = f"hf/{name}"
+        self.spec = spec or f"hf/{name}"
         self.batch_size = batch_size
         self._name = name
         self._adapter = None if adapter is None else Path(adapter)
@@ -86,8 +88,8 @@ class HFModel:
 
         Nothing else may use it while completions are awaited.
         """
-        model = cls(loaded.spec.partition("/")[2], batch_size=batch_size)
-        model.spec, model._loaded = loaded.spec, loaded
+        model = cls(loaded.spec.partition("/")[2], batch_size=batch_size, spec=loaded.spec)
+        model._loaded = loaded
         return model
 
     async def complete(
