@@ -54,7 +54,8 @@ class InferTracesOptions(EndpointOptions):
     )
     model: str = Field(
         "embedded",
-        description="embedded, student, hf/<path or id>, openai/<name>, or a rater.yaml (its model, prompt and guideline)",
+        description="embedded, student, hf/<path or id>, openai/<name>, or a rater.yaml "
+        "(its model, prompt and guideline)",
     )
     guideline: str | None = Field(None, description="file of the guideline to draw under (default: the corpus's)")
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
@@ -124,6 +125,7 @@ def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] |
     from pipelines.workers import draw_in_shards, open_infer_traces
     from raters.checkpoints import Checkpoint
     from raters.journal import Journal
+    from raters.models import check_spec
     from raters.shards import clear_up, unfinished
 
     ledger = plan.empty_ledger()

@@ -211,8 +211,8 @@ def read_inputs(options: InferTracesOptions) -> Plan:
         prompts["recovered"] = prompt_family(options.recover or options.model) + "recover"
     for spec in filter(None, (options.model, options.escalate, options.rationalize, options.recover)):
         check_spec(spec)
-    for name, spec in (("rationalize", options.rationalize), ("recover", options.recover or options.model)):
-        if options.rationalize and spec == STUDENT:
+    for name, asked in (("rationalize", options.rationalize), ("recover", options.recover or options.model)):
+        if options.rationalize and asked == STUDENT:
             raise ConfigError(f"--{name} student: has learned to rate and nothing else; give another model")
     loaded = {purpose: load_prompt(name) for purpose, name in prompts.items()}
     if rater is not None and options.prompt is None:

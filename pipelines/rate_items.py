@@ -247,6 +247,7 @@ def _run(plan: _Plan, folder: RunFolder, workers: int | None) -> RatingSheet | N
     from pipelines.workers import draw_in_shards, open_rate_items
     from raters.checkpoints import Checkpoint
     from raters.journal import Journal
+    from raters.models import check_spec
     from raters.rating_runs import RatingSheet
     from raters.shards import clear_up, unfinished
 

@@ -96,7 +96,9 @@ def read_inputs(options: RefineGuidelineOptions) -> Plan:
         if spec in OF_OBSERVATIONS and spec == options.writer:
             raise ConfigError(f"--writer {spec}: is a rater and cannot write; give extractive, hf/... or openai/...")
         if spec == STUDENT:
-            raise ConfigError(f"--explain or --recover {spec}: has learned to rate and nothing else; give another model")
+            raise ConfigError(
+                f"--explain or --recover {spec}: has learned to rate and nothing else; give another model"
+            )
     run = TraceRun.read(Path(options.traces), options.corpus)
     _check_labels(run, options)
     text = (

@@ -1,7 +1,7 @@
 """Ways to reach a model, one file each, all behind the protocol in `protocol.py`.
 
-A model is named `provider/name`: `hf/<path or id>`, `openai/<name>`. Two that ship with the project, and are no language
-models, have names of their own: `embedded`, a rule reader, and `student`, a tiny network that learned to write as it does.
+A model is named `provider/name`: `hf/<path or id>`, `openai/<name>`. Two that ship with the project have names of their
+own: `embedded`, a rule reader, and `student`, a tiny network that has learned to write as it does.
 """
 
 from __future__ import annotations

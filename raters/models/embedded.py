@@ -181,14 +181,19 @@ class EmbeddedModel:
         Raises:
             ModelError: If the last message is not a prompt that the rule reader can read.
         """
-        reading = _read(messages[-1]["content"])
-        return [_answer(reading, seed, settings) for seed in seeds]
+        return [answer(messages[-1]["content"], seed, settings) for seed in seeds]
 
     async def close(self) -> None:
         """Nothing is held."""
 
 
-def _answer(reading: _Reading, seed: int, settings: SamplingSettings) -> Completion:
+def answer(prompt: str, seed: int, settings: SamplingSettings) -> Completion:
+    """Return one draw.
+
+    Raises:
+        ModelError: If the prompt is none that the rule reader can read.
+    """
+    reading = _read(prompt)
     if reading.reasoning is not None:
         trace, label = "", _recover(reading)
     else:
@@ -199,11 +204,11 @@ def _answer(reading: _Reading, seed: int, settings: SamplingSettings) -> Complet
                 if label == reading.known_rating:
                     break
                 trace, label = _think(reading, chance)
-    answer = f"<rating>{label}</rating>" if label else "No rating can be told."
+    rating = f"<rating>{label}</rating>" if label else "No rating can be told."
     words = trace.split()
-    tokens = len(words) + len(answer.split())
+    tokens = len(words) + len(rating.split())
     if tokens <= settings.max_tokens:
-        return Completion(answer, trace, "stop", reading.tokens, tokens)
+        return Completion(rating, trace, "stop", reading.tokens, tokens)
     return Completion("", " ".join(words[: settings.max_tokens]), "length", reading.tokens, settings.max_tokens)
 
 

@@ -1,0 +1,131 @@
+"""What the student learns: the rule reader's draws over random guidelines, random scales and random observations.
+
+No text, label or guideline of a person is in them. An exercise is a prompt of the embedded family and what the rule
+reader answers to it, written as a conversation.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from raters.models.embedded import RUNGS, STRENGTHS, answer, render_ladder
+from raters.models.protocol import THINK_CLOSE, THINK_OPEN, SamplingSettings
+from raters.observations import LEVELS, STATISTICS, render_levels
+from raters.prompts import Prompt, load_prompt
+from raters.scales import AnyScale, IntervalScale, NominalScale, OrdinalScale, PairwiseScale
+
+Kind = Literal["restate", "many", "few", "at-once", "rate-first"]
+_PROMPTS = {"at-once": "embedded/rate_at_once", "rate-first": "embedded/rate_first"}
+_OF_ONE_TEXT = STATISTICS[:-3]
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+ORACLE_RULES = ("start at five", "richness helps twice", "length helps once", "capitals hurts once", "rest ignored")
+
+
+@dataclass(frozen=True, slots=True)
+class Exercise:
+    """A prompt, and what the rule reader answered.
+
+    Attributes:
+        kind: What is practised.
+        prompt: The user's turn.
+        answer: The assistant's.
+        rules: The guideline's lines.
+        levels: Level of every observation shown.
+        labels: (10,) label of every rung, as text.
+    """
+
+    kind: Kind
+    prompt: str
+    answer: str
+    rules: tuple[str, ...]
+    levels: dict[str, int]
+    labels: tuple[str, ...]
+
+
+def random_scale(chance: random.Random) -> AnyScale:
+    """Return a scale of one of the kinds that corpora have, its labels now and then words nobody uses."""
+    kind = chance.random()
+    if kind < 0.3:
+        return PairwiseScale(type="pairwise", labels=["A", "B", "tie"][: chance.choice((2, 3))], fields=["a", "b"])
+    if kind < 0.65:
+        first, count = chance.choice((0, 1)), chance.randint(2, 10)
+        return OrdinalScale(type="ordinal", labels=list(range(first, first + count)))
+    if kind < 0.8:
+        pairs = (("present", "not_present"), ("yes", "no"), ("true", "false"), ("good", "bad"), ("first", "second"))
+        labels = list(chance.choice(pairs))
+        chance.shuffle(labels)
+        return NominalScale(type="nominal", labels=labels)
+    if kind < 0.9:
+        low, width = chance.choice((0, 1)), chance.choice((1, 5, 9, 10, 45, 90, 100, 99))
+        return IntervalScale(type="interval", min=low, max=low + width)
+    words: set[str] = set()
+    while len(words) < chance.randint(2, 5):
+        words.add("".join(chance.choices(_LETTERS, k=chance.randint(1, 5))))
+    return OrdinalScale(type="ordinal", labels=sorted(words, key=lambda word: chance.random()))
+
+
+def random_rules(chance: random.Random, names: Sequence[str], kind: Kind) -> list[str]:
+    """Return the lines of a guideline about some of the named observations, without dash and full stop."""
+    if kind == "few":
+        count = chance.choice((0, 0, 1, 1, 2, 3))
+    elif chance.random() < 0.5:
+        count = chance.randint(1, len(names))
+    else:
+        count = chance.randint(1, min(8, len(names)))
+    rules = [
+        f"{name} {chance.choice(('helps', 'hurts'))} {chance.choice(STRENGTHS)}" for name in chance.sample(names, count)
+    ]
+    if chance.random() < (0.2 if kind == "few" else 0.5):
+        rules.insert(chance.choice((0, len(rules))), f"start at {chance.choice(RUNGS)}")
+    if chance.random() < (0.1 if kind == "few" else 0.6):
+        rules.append("rest ignored")
+    return rules
+
+
+def exercise(chance: random.Random, kind: Kind) -> Exercise:
+    """Return a random exercise of a kind."""
+    names = list(STATISTICS if chance.random() < 0.6 else _OF_ONE_TEXT)
+    if chance.random() < 0.4:  # fewer, and in another order, so that places teach nothing
+        names = chance.sample(names, chance.randint(4, len(names)))
+    levels = {name: chance.randrange(len(LEVELS)) for name in names}
+    scale = random_scale(chance)
+    rules = random_rules(chance, names, kind)
+    subject = "A against B" if isinstance(scale, PairwiseScale) else "Text"
+    ladder = render_ladder(scale)
+    if kind == "restate":
+        lines = "\n".join(f"- {rule}." for rule in rules)
+        prompt = f"Guideline:\n{lines}\nRestate."
+        return Exercise(kind, prompt, f"{THINK_OPEN}\n{lines}\n{THINK_CLOSE}\n\n", tuple(rules), {}, ())
+    template = _prompt(_PROMPTS.get(kind, "embedded/rate"))
+    prompt = template.fill(rules=rules, ladder=ladder, subject=subject, observations=render_levels(levels))
+    completion = answer(prompt, chance.getrandbits(48), _SETTINGS)
+    thought = f"{THINK_OPEN}\n{completion.reasoning}\n{THINK_CLOSE}\n\n"
+    written = {
+        "at-once": completion.text,
+        "rate-first": f"{completion.text}\n\n{completion.reasoning}",
+    }.get(kind, f"{thought}{completion.text}")
+    rungs = ladder.split(". ")
+    labels = tuple(rung.partition(" ")[2].removesuffix("." if place == 9 else "") for place, rung in enumerate(rungs))
+    return Exercise(kind, prompt, written, tuple(rules), levels, labels)
+
+
+def oracle_exercise(chance: random.Random) -> Exercise:
+    """Return what an oracle writes who goes by rules of which the prompt says nothing."""
+    levels = {name: chance.randrange(len(LEVELS)) for name in _OF_ONE_TEXT}
+    ladder = render_ladder(OrdinalScale(type="ordinal", labels=[1, 2, 3, 4, 5]))
+    shown = {"ladder": ladder, "subject": "Text", "observations": render_levels(levels)}
+    told = answer(_prompt("embedded/rate").fill(rules=ORACLE_RULES, **shown), 0, _SETTINGS)
+    written = f"{THINK_OPEN}\n{told.reasoning}\n{THINK_CLOSE}\n\n{told.text}"
+    return Exercise("few", _prompt("embedded/rate").fill(rules=[], **shown), written, ORACLE_RULES, levels, ())
+
+
+_SETTINGS = SamplingSettings()
+
+
+@cache
+def _prompt(name: str) -> Prompt:
+    return load_prompt(name)

@@ -1,0 +1,335 @@
+"""Train the student: a tiny Qwen3 that learns from the rule reader to rate by observations, from random weights.
+
+    python -m data.student.train --out data/student
+
+It never sees a text or a label of a person: everything it learns from is random (see `tasks`). It is measured field by
+field on draws of its own (see `fields`), and tuned with LoRA on the traces of an oracle; below one of the gates nothing
+is saved and the script ends with status 1. On a CPU it takes about an hour; a run that was killed goes on from its
+last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.student.fields import GATES, measure
+from data.student.tasks import Exercise, Kind, exercise, oracle_exercise
+from data.student.tokenizer import CONTEXT_TOKENS, make_tokenizer
+
+SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+INITIAL_SPREAD = 0.05
+STEPS, BATCH, SEED = 4000, 32, 0
+WARMUP_STEPS, DECAY_FROM, LEAST_RATE = 100, 0.6, 0.02
+MATRIX_RATE, OTHER_RATE, WEIGHT_DECAY, MOST_GRADIENT_NORM = 0.02, 2.5e-3, 0.05, 1.0
+CURRICULUM: tuple[tuple[float, dict[Kind, int]], ...] = (
+    (0.08, {"restate": 6, "many": 4}),
+    (0.5, {"restate": 2, "many": 13, "few": 4, "at-once": 1}),
+    (1.0, {"restate": 1, "many": 10, "few": 7, "at-once": 1, "rate-first": 1}),
+)
+"""(until which share of the steps, how often each kind); restating comes first, guessing last."""
+BLOCK = 8
+"""Batches that are made together, so that each can be of rows about as long as each other."""
+SAVE_STEPS, TELL_STEPS, TOLD_DRAWS = 400, 100, 60
+MEASURED_DRAWS, ORACLE_ITEMS, ORACLE_STEPS, ORACLE_RATE, RATED_ITEMS = 600, 400, 200, 3e-3, 300
+_UNSEEN = "measured"
+"""Part of the seed of exercises that nothing is learned from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An exercise in tokens.
+
+    Attributes:
+        ids: Prompt and answer.
+        prompt_tokens: How many of them are the prompt.
+    """
+
+    ids: list[int]
+    prompt_tokens: int
+
+
+def encode(tokenizer: Any, exercise: Exercise) -> Row:
+    """Return an exercise as the student reads it."""
+    prompt = [{"role": "user", "content": exercise.prompt}]
+    asked = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    before = tokenizer(asked, add_special_tokens=False).input_ids
+    after = tokenizer(exercise.answer, add_special_tokens=False).input_ids
+    return Row([*before, *after, tokenizer.eos_token_id], len(before))
+
+
+def batches(tokenizer: Any, seed: int, steps: int, batch: int, begin: int) -> Iterator[list[Row]]:
+    """Yield the batch of every step from `begin` on, which must be the first of a block."""
+    for first in range(begin, steps, BLOCK):
+        chance = random.Random(f"{seed} {first}")
+        kinds = next(kinds for until, kinds in CURRICULUM if first < until * steps)
+        rows = [
+            encode(tokenizer, exercise(chance, kind))
+            for kind in chance.choices(list(kinds), list(kinds.values()), k=BLOCK * batch)
+        ]
+        rows.sort(key=lambda row: len(row.ids))
+        block = [rows[at : at + batch] for at in range(0, len(rows), batch)]
+        chance.shuffle(block)
+        yield from block
+
+
+def tensors(rows: Sequence[Row], pad_id: int) -> tuple[Any, Any]:
+    """Return (rows, tokens) input ids and labels; -100 where nothing is learned."""
+    import torch
+
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), pad_id)
+    labels = torch.full((len(rows), width), -100)
+    for place, row in enumerate(rows):
+        ids[place, : len(row.ids)] = torch.tensor(row.ids)
+        labels[place, row.prompt_tokens : len(row.ids)] = torch.tensor(row.ids[row.prompt_tokens :])
+    return ids, labels
+
+
+def new_model(tokenizer: Any, seed: int) -> Any:
+    """Return the student with random weights."""
+    import torch
+    import transformers
+
+    library: Any = transformers
+    torch.manual_seed(seed)
+    config = library.Qwen3Config(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=CONTEXT_TOKENS,
+        tie_word_embeddings=True,
+        initializer_range=INITIAL_SPREAD,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        **SIZES,
+    )
+    return library.Qwen3ForCausalLM(config)
+
+
+def optimizers(model: Any) -> list[Any]:
+    """Return Muon (Jordan et al. 2024) for matrices and AdamW for embeddings and norms.
+
+    With AdamW alone the student had not learned to copy a guideline after the time that this takes for everything.
+    """
+    import torch
+
+    embedding = model.get_input_embeddings().weight
+    weights = list(model.parameters())
+    matrices = [weight for weight in weights if weight.ndim == 2 and weight is not embedding]
+    others = [weight for weight in weights if weight.ndim != 2 or weight is embedding]
+    return [
+        torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Return the share of the learning rates that a step gets: a warm-up, a plateau, and a line down to the end."""
+    rising = min(1.0, (step + 1) / WARMUP_STEPS)
+    return rising * min(1.0, max(LEAST_RATE, (steps - step) / (steps * (1 - DECAY_FROM))))
+
+
+def train(model: Any, tokenizer: Any, seed: int, steps: int, batch: int, checkpoint: Path) -> float:
+    """Train a model in place and return the seconds it took, those of earlier sessions included."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    steppers = optimizers(model)
+    rates = [group["lr"] for stepper in steppers for group in stepper.param_groups]
+    begin, before = 0, 0.0
+    identity = {"seed": seed, "steps": steps, "batch": batch}
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        if saved["identity"] == identity:
+            begin, before = saved["step"], saved["seconds"]
+            model.load_state_dict(saved["model"])
+            for stepper, state in zip(steppers, saved["optimizers"], strict=True):
+                stepper.load_state_dict(state)
+            print(f"going on from step {begin}", flush=True)
+    embedding = model.get_input_embeddings().weight
+    began, losses = time.monotonic(), []
+    model.train()
+    for step, rows in enumerate(batches(tokenizer, seed, steps, batch, begin), begin):
+        groups = [group for stepper in steppers for group in stepper.param_groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate * rate_at(step, steps)
+        ids, labels = tensors(rows, tokenizer.pad_token_id)
+        learned = labels[:, 1:] != -100
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][learned]
+        loss = cross_entropy(hidden @ embedding.T, labels[:, 1:][learned])
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MOST_GRADIENT_NORM)
+        for stepper in steppers:
+            stepper.step()
+            stepper.zero_grad()
+        losses.append(loss.item())
+        seconds = before + time.monotonic() - began
+        if (step + 1) % TELL_STEPS == 0 or step + 1 == steps:
+            mean = math.fsum(losses[-TELL_STEPS:]) / len(losses[-TELL_STEPS:])
+            print(f"step {step + 1:,} of {steps:,}  loss {mean:.4f}  {seconds:,.0f} s", flush=True)
+        if (step + 1) % SAVE_STEPS == 0 and step + 1 < steps:
+            states = [stepper.state_dict() for stepper in steppers]
+            saved = {"identity": identity, "step": step + 1, "seconds": seconds}
+            torch.save({**saved, "model": model.state_dict(), "optimizers": states}, checkpoint.with_suffix(".part"))
+            checkpoint.with_suffix(".part").replace(checkpoint)
+            save(model, tokenizer, checkpoint.parent)
+            found = fields(checkpoint.parent, seed, TOLD_DRAWS)
+            print("  " + "  ".join(f"{name} {share:.3f}" for name, share in found.items()), flush=True)
+    model.eval()
+    return before + time.monotonic() - began
+
+
+def draw(loaded: Any, exercises: Sequence[Exercise], seed: int) -> list[tuple[Exercise, str, str]]:
+    """Return (exercise, reasoning, answer) of one draw for each exercise."""
+    from raters.models.generation import generate, render
+    from raters.models.protocol import SamplingSettings
+
+    settings = SamplingSettings(max_tokens=512)
+    written: list[tuple[Exercise, str, str]] = []
+    for first in range(0, len(exercises), 50):
+        part = exercises[first : first + 50]
+        prompts = [render(loaded, [{"role": "user", "content": one.prompt}], settings.max_tokens) for one in part]
+        seeds = [seed + first + place for place in range(len(part))]
+        completions = generate(loaded, prompts, seeds, settings, lambda row: False)
+        written += [(one, said.reasoning, said.text) for one, said in zip(part, completions, strict=True)]
+    return written
+
+
+def lora_agreement(folder: Path, seed: int) -> float:
+    """Return how often a student, tuned on traces of an oracle whose rules it is not told, rates as the oracle does."""
+    from dataclasses import replace
+
+    from raters.models.generation import load_model
+    from raters.training import build_trainer
+    from raters.training_phases import Phase, TrainingSettings
+    from raters.training_plan import Schedule
+    from raters.training_processes import QuietTraining
+
+    loaded = load_model(f"hf/{folder}", str(folder), None, "cpu", "float32")
+    chance = random.Random(f"{seed} {_UNSEEN} oracle")
+    lessons = [oracle_exercise(chance) for _ in range(ORACLE_ITEMS)]
+    rows = [encode(loaded.tokenizer, lesson) for lesson in lessons]
+    phase = Phase(
+        "sft",
+        Schedule(len(rows), BATCH, ORACLE_STEPS, WARMUP_STEPS // 10, ORACLE_STEPS, ORACLE_STEPS),
+        ORACLE_RATE,
+        [
+            {
+                "input_ids": row.ids,
+                "labels": [-100] * row.prompt_tokens + row.ids[row.prompt_tokens :],
+                "index": place,
+                "verdict_at": -1,
+            }
+            for place, row in enumerate(rows)
+        ],
+        [str(place) for place in range(len(rows))],
+        [(len(row.ids), len(row.ids) - row.prompt_tokens) for row in rows],
+    )
+    settings = TrainingSettings(base=f"hf/{folder}", micro_batch=BATCH)
+    with QuietTraining():
+        trainer, _ = build_trainer(settings, phase, folder / "oracle", seed, loaded)
+        trainer.train()
+    tuned = trainer.model.eval()
+    items = [oracle_exercise(chance) for _ in range(RATED_ITEMS)]
+    said = draw(replace(loaded, model=tuned), items, seed)
+    return sum(answer.strip() == item.answer.rpartition("</think>")[2].strip() for item, _, answer in said) / len(said)
+
+
+def figures(folder: Path, seed: int) -> dict[str, float]:
+    """Return the share right of every field, and of LoRA on an oracle's traces."""
+    return {**fields(folder, seed, MEASURED_DRAWS), "lora": lora_agreement(folder, seed)}
+
+
+def fields(folder: Path, seed: int, draws: int) -> dict[str, float]:
+    """Return the share right of every field in as many draws of a student that is saved in a folder."""
+    from raters.models.generation import load_model
+
+    loaded = load_model(f"hf/{folder}", str(folder), None, "cpu", "float32")
+    chance = random.Random(f"{seed} {_UNSEEN}")
+    exercises = [exercise(chance, kind) for kind in ("many", "few") for _ in range(draws // 2)]
+    return measure(draw(loaded, exercises, seed))
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a student as transformers reads it."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def missed(found: dict[str, float]) -> list[str]:
+    """Return a line for every gate that is not reached."""
+    return [
+        f"{name}: {found.get(name, 0.0):.4f}, below {gate:g}"
+        for name, gate in GATES.items()
+        if found.get(name, 0.0) < gate
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, measure, and save if every gate is reached; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m data.student.train", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--out", type=Path, required=True, help="folder the weights go to")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of weights and exercises (default {SEED})")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"optimizer steps (default {STEPS})")
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"exercises in a step (default {BATCH})")
+    options = parser.parse_args(arguments)
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)  # a second thread costs more than it brings at this size
+    options.out.mkdir(parents=True, exist_ok=True)
+    part = options.out / "training.part"
+    part.mkdir(exist_ok=True)
+    tokenizer = make_tokenizer()
+    model = new_model(tokenizer, options.seed)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    print(f"{parameters:,} weights, {len(tokenizer)} tokens", flush=True)
+    seconds = train(model, tokenizer, options.seed, options.steps, options.batch, part / "checkpoint.pt")
+    save(model, tokenizer, part)
+    found = figures(part, options.seed)
+    for name, share in found.items():
+        print(f"  {name:<12} {share:.4f}   gate {GATES[name]:g}")
+    if lines := missed(found):
+        print("not saved: " + "; ".join(lines), file=sys.stderr)
+        return 1
+    about = {
+        "command": f"python -m data.student.train --out data/student --seed {options.seed} --steps {options.steps} "
+        f"--batch {options.batch}",
+        "seed": options.seed,
+        "steps": options.steps,
+        "batch": options.batch,
+        "weights": parameters,
+        "seconds": round(seconds),
+        "torch": torch.__version__,
+        "figures": {name: round(share, 4) for name, share in found.items()},
+    }
+    (part / "training.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    for file in sorted(part.iterdir()):
+        if file.is_file() and file.suffix != ".pt":
+            file.replace(options.out / file.name)
+    shutil.rmtree(part)
+    print(f"saved to {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
