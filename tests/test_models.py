@@ -430,7 +430,7 @@ def test_hf_keeps_tags_that_are_special_tokens(loaded: generation.LoadedModel) -
     prompt = generation.Prompt([1, 2, 3], 50, "")
     padded = [*ids, loaded.tokenizer.eos_token_id, loaded.tokenizer.pad_token_id]
     written = generation._written(loaded, prompt, padded)
-    assert generation._completion(prompt, written, None) == Completion(
+    assert generation.as_completion(prompt, written, None) == Completion(
         text="<rating>4</rating>",
         reasoning="why",
         finish_reason="stop",
