@@ -54,12 +54,12 @@ class InferTracesOptions(EndpointOptions):
     )
     model: str = Field(
         "embedded",
-        description="embedded, student, hf/<path or id>, openai/<name>, or a rater.yaml "
+        description="embedded, student, hf/<path or id>, vllm/<path or id>, openai/<name>, or a rater.yaml "
         "(its model, prompt and guideline)",
     )
     guideline: str | None = Field(None, description="file of the guideline to draw under (default: the corpus's)")
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
-    adapter: str | None = Field(None, description="LoRA adapter folder for student or hf/<path or id>")
+    adapter: str | None = Field(None, description="LoRA adapter folder for student, hf/… or vllm/<path or id>")
     batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
     prompt: str | None = Field(None, description="prompt of prompts/ or a .md file (default: the model's own)")
     k: int = Field(16, ge=1, le=MOST_DRAWS, description="most draws for an item; a larger k later goes on with more")
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder(plan.out, STAGE, plan.identity(), new=options.new)
     try:
         check_continuation(plan, folder)
-        summary = _run(plan, folder, check_workers(options, folder.path if folder.previous else None))
+        summary = _run(plan, folder, check_workers(options, folder.path if folder.previous else None, plan.models))
     finally:
         folder.release()
     if summary is None:
@@ -125,7 +125,7 @@ def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] |
     from pipelines.workers import draw_in_shards, open_infer_traces
     from raters.checkpoints import Checkpoint
     from raters.journal import Journal
-    from raters.models import check_spec
+    from raters.models import IN_PROCESS, check_spec
     from raters.shards import clear_up, unfinished
 
     ledger = plan.empty_ledger()
@@ -153,7 +153,7 @@ def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] |
                 workers,
                 lambda shard: ledger.part(shard.rows(len(ledger.rows))),
                 drawn=sum(ledger.totals.draws.values()),
-                gpu=check_spec(plan.options.model)[0] == "hf",
+                gpu=check_spec(plan.options.model)[0] in IN_PROCESS,
             )
             if not done:
                 folder.write_manifest(manifest("stopped"))

@@ -89,6 +89,11 @@ class Plan:
         specs = {"first": options.model, "escalated": options.escalate, "rationalized": options.rationalize}
         return specs.get(purpose) or options.recover or options.model
 
+    @property
+    def models(self) -> set[str]:
+        """Specs of all models that are asked."""
+        return {self.model_spec(purpose) for purpose in self.questions}
+
     def describe(self) -> str:
         dropped = "".join(f", {count} without label ({reason})" for reason, count in self.labels.dropped.items())
         return (

@@ -11,12 +11,13 @@ Conversations are written, and completions read, as `hf` does it, so both draw f
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import os
 import signal
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ class VLLMModel:
         # What follows is touched on the engine's thread alone.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._work: set[asyncio.Task[Any]] = set()
-        self._loading = asyncio.Lock()
+        self._left, self._loading = asyncio.Event(), asyncio.Lock()
         self._running: _Running | None = None
         self._no_access: str | None = None
 
@@ -113,8 +114,9 @@ class VLLMModel:
             ModelRequestError: The prompt does not fit the model's context, or its template or vLLM refuses it.
             ModelError: The engine failed.
         """
-        work = self._complete(tuple(messages), tuple(seeds), settings)
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._watched(work), self._own_loop(work)))
+        loop = self._own_loop()
+        work = self._watched(tuple(messages), tuple(seeds), settings)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
     async def close(self) -> None:
         """Leave what is being written, and end the engine with its processes."""
@@ -123,16 +125,15 @@ class VLLMModel:
             thread, loop = self._thread, self._loop
         if thread is not None and loop is not None:
             if thread.is_alive():
-                loop.call_soon_threadsafe(self._leave)
+                loop.call_soon_threadsafe(self._left.set)
             await asyncio.to_thread(thread.join)
 
     # --- the engine's thread ------------------------------------------------------------------------------
 
-    def _own_loop(self, work: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
+    def _own_loop(self) -> asyncio.AbstractEventLoop:
         """Return the loop on the engine's thread, which begins with the first use."""
         with self._starting:
             if self._closed.is_set():
-                work.close()
                 raise self._gone()
             if self._loop is None:
                 begun = threading.Event()
@@ -149,22 +150,22 @@ class VLLMModel:
         asyncio.run(self._serve(begun))
 
     async def _serve(self, begun: threading.Event) -> None:
-        self._loop, self._left = asyncio.get_running_loop(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         begun.set()
         await self._left.wait()
         for task in self._work:
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
-        running, self._running = self._running, None
-        if running is not None:
-            running.engine.shutdown()
+        if self._running is not None:
+            self._running.engine.shutdown()
+            self._running = None
+            gc.collect()  # or what is left of the engine complains when the interpreter ends
 
-    def _leave(self) -> None:
-        self._left.set()
-
-    async def _watched(self, work: Coroutine[Any, Any, list[Completion]]) -> list[Completion]:
-        """Return what work comes to, which ends with the engine."""
-        task = asyncio.ensure_future(work)
+    async def _watched(
+        self, messages: Sequence[Message], seeds: Sequence[int], settings: SamplingSettings
+    ) -> list[Completion]:
+        """Return the completions, unless the engine is left before they are done."""
+        task = asyncio.ensure_future(self._complete(messages, seeds, settings))
         self._work.add(task)
         try:
             return await task
@@ -269,7 +270,7 @@ class VLLMModel:
     async def _score_labels(
         self, running: _Running, prompt_ids: Sequence[int], begun: str, labels: Sequence[str]
     ) -> dict[str, float] | None:
-        """Return the log-probability of each label, and the closing tag behind it, as `label_scoring.score_labels` does.
+        """Return the log-probability of each label and the closing tag behind it, as `label_scoring.score_labels` does.
 
         Asked for is one token behind every beginning that an ending has, with the probabilities of what the endings
         go on with there. All that stands before it is in the engine's cache.
