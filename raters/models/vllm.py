@@ -52,11 +52,10 @@ _ENDED = ("stop", "length")
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """An engine, and what has to be known to ask it.
+    """What has to be known to ask an engine.
 
     Attributes:
         spec: For messages.
-        engine: vLLM's `AsyncLLM`.
         tokenizer: Its tokenizer, with a chat template.
         context_tokens: Longest text the model can take, in the memory there is.
         special_tokens: Strings that become control tokens, longest first.
@@ -64,7 +63,6 @@ class _Running:
     """
 
     spec: str
-    engine: Any
     tokenizer: Any
     context_tokens: int | None
     special_tokens: tuple[str, ...]
@@ -101,6 +99,8 @@ class VLLMModel:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._work: set[asyncio.Task[Any]] = set()
         self._left, self._loading = asyncio.Event(), asyncio.Lock()
+        # vLLM's `AsyncLLM`, held nowhere else: what frames and tracebacks hold, no close() gives back.
+        self._engine: Any = None
         self._running: _Running | None = None
         self._no_access: str | None = None
 
@@ -156,10 +156,7 @@ class VLLMModel:
         for task in self._work:
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
-        if self._running is not None:
-            self._running.engine.shutdown()
-            self._running = None
-            gc.collect()  # or what is left of the engine complains when the interpreter ends
+        self._end_engine()
 
     async def _watched(
         self, messages: Sequence[Message], seeds: Sequence[int], settings: SamplingSettings
@@ -175,6 +172,12 @@ class VLLMModel:
             raise
         finally:
             self._work.discard(task)
+
+    def _end_engine(self) -> None:
+        if self._engine is not None:
+            self._engine.shutdown()
+            self._engine = None
+            gc.collect()  # or what is left of it complains when the interpreter ends
 
     def _gone(self) -> ModelError:
         return ModelError(f"{self.spec}: was closed before it was done; make a new model")
@@ -217,24 +220,24 @@ class VLLMModel:
         }
         if self._adapter is not None:
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _lora_rank(self.spec, self._adapter)}
-        engine, lora = None, None
+        lora = None
         try:
             tokenizer = load_tokenizer(self.spec, place)
-            engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**{**options, **self._engine_options}))
+            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**{**options, **self._engine_options}))
             if self._adapter is not None:
                 lora = LoRARequest(self._adapter.name or "adapter", 1, str(self._adapter.resolve()))
-                await engine.add_lora(lora)  # or what is wrong with it would end the engine in the middle of a draw
+                await self._engine.add_lora(
+                    lora
+                )  # or what is wrong with it would end the engine in the middle of a draw
         except Exception as error:  # transformers and vLLM raise anything from OSError to KeyError here
-            if engine is not None:
-                engine.shutdown()
+            self._end_engine()
             if isinstance(error, ModelAccessError):
                 raise
             raise not_loaded(self.spec, error) from error
         return _Running(
             spec=self.spec,
-            engine=engine,
             tokenizer=tokenizer,
-            context_tokens=engine.model_config.max_model_len,
+            context_tokens=self._engine.model_config.max_model_len,
             special_tokens=special_tokens_of(tokenizer),
             lora=lora,
         )
@@ -319,7 +322,7 @@ class VLLMModel:
             settings = SamplingParams(**wanted, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
             prompt, number = TokensPrompt(prompt_token_ids=list(token_ids)), str(next(self._numbers))
             last = None
-            async for output in running.engine.generate(prompt, settings, number, lora_request=running.lora):
+            async for output in self._engine.generate(prompt, settings, number, lora_request=running.lora):
                 last = output
         except EngineDeadError as error:
             raise ModelError(
