@@ -19,6 +19,7 @@ import signal
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,8 @@ class VLLMModel:
 
     def _run(self, begun: threading.Event) -> None:
         # Inherited by the engine's processes: a terminal's Ctrl-C goes to all of them, and only the stage is to take
-        # it, which has draws in flight to wait for.
+        # it, which has draws in flight to wait for. Python's resource tracker, as it starts, lets the signal through.
+        resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         asyncio.run(self._serve(begun))
 
