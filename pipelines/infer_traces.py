@@ -85,6 +85,16 @@ class InferTracesOptions(EndpointOptions):
     null_items: int = Field(
         50, ge=0, description="items of an adaptive run that get all k draws, to measure what chance would accept"
     )
+    batch: Literal["submit", "collect"] | None = Field(
+        None, description="draw by way of openai/<name>'s batch API: submit a round of requests, or collect the answers"
+    )
+    batch_draws: int = Field(4, ge=1, le=MOST_DRAWS, description="draws of an open item in a round of --batch")
+    batch_file: str | None = Field(
+        None,
+        description="with --batch submit: write the requests here and send nothing (vllm run-batch answers such "
+        "files); with --batch collect: the file of answers",
+    )
+    batch_poll: float = Field(60.0, gt=0, description="seconds between looks at batches that --batch collect waits for")
     concurrency: int = Field(32, ge=1, le=4096, description="requests or items in work at once, of each worker")
     engine: Literal["local", "ray"] = Field("local", description="where workers are: processes here, or actors of Ray")
     workers: int | None = Field(None, ge=1, le=1024, description="who draw, each for a share of the items (default: 1)")
@@ -114,12 +124,17 @@ def main(arguments: Sequence[str]) -> int:
         folder.release()
     if summary is None:
         return INTERRUPTED
-    _print_results(plan, folder, summary)
+    if summary:
+        _print_results(plan, folder, summary)
     return 0
 
 
 def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] | None:
-    """Make the draws that are missing and write the results; return the summary, None if the user stopped it."""
+    """Make the draws that are missing and write the results; return the summary.
+
+    It is None if the user stopped it, and empty if what was done is one step of a batch's.
+    """
+    from pipelines.batches import batch_round
     from pipelines.inference import second_chance
     from pipelines.screen import say
     from pipelines.workers import draw_in_shards, open_infer_traces
@@ -142,10 +157,19 @@ def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] |
         seconds = folder.previous.get("seconds", 0.0) + time.monotonic() - began
         return {**plan.manifest(ledger, status, seconds), "second_chance": second_chance(plan, folder)}
 
+    def begin() -> None:
+        if not folder.previous:
+            _begin(plan, folder)
+
     try:
-        if workers is not None and ledger.has_work(plan.sampling.full_rows(len(ledger.rows))):
-            if not folder.previous:
-                _begin(plan, folder)
+        if plan.options.batch is not None and ledger.has_work(plan.sampling.full_rows(len(ledger.rows))):
+            done = batch_round(plan, ledger, checkpoint, None if folder.previous else begin)
+            if not done:
+                checkpoint.close()
+                folder.write_manifest(manifest("stopped"))
+                return {}
+        elif workers is not None and ledger.has_work(plan.sampling.full_rows(len(ledger.rows))):
+            begin()
             done = draw_in_shards(
                 plan.options,
                 open_infer_traces,

@@ -190,9 +190,7 @@ class Sampler:
         seed = draw_seed(self.options.seed, self._item_id(row), source.question.dimension.name, draw, chance)
         return self._asker(source, row)(self._is_swapped(source, row, draw)), seed
 
-    def take(
-        self, chance: Chance, source: Source, row: int, draw: int, completion: Completion, seconds: float
-    ) -> None:
+    def take(self, chance: Chance, source: Source, row: int, draw: int, completion: Completion, seconds: float) -> None:
         """Write the candidates of a draw, as what was asked came back.
 
         Raises:
