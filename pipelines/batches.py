@@ -87,6 +87,17 @@ async def _submit(plan: Plan, book: Book, sampler: Sampler, source: Source, endp
     from raters.batch_rounds import submit, write_round
 
     options = plan.options
+    handed_out = [part for part in book.under_way if part.status == "handed out"]
+    if handed_out and options.batch_file is None:
+        raise ConfigError(
+            "--batch submit: the round under way was written with --batch-file; have that file answered, and give "
+            "--batch collect --batch-file with the answers"
+        )
+    if options.batch_file is not None and any(part.status in ("submitting", "submitted") for part in book.under_way):
+        raise ConfigError(
+            f"--batch-file {options.batch_file}: the round under way has been submitted, and would be paid for twice; "
+            "give --batch collect first"
+        )
     if book.under_way:
         say(f"a round of {_requests(book.under_way)} is under way already; no other is made before it is collected")
     else:
@@ -103,12 +114,6 @@ async def _submit(plan: Plan, book: Book, sampler: Sampler, source: Source, endp
     if options.batch_file is not None:
         _hand_out(book, Path(options.batch_file))
         return
-    handed_out = [part for part in book.under_way if part.status == "handed out"]
-    if handed_out:
-        raise ConfigError(
-            "--batch submit: the round under way was written with --batch-file; have that file answered, and give "
-            "--batch collect --batch-file with the answers"
-        )
     for part in await submit(book, endpoint):
         say(f"submitted {part.batch_id}: {part.requests:,} requests")
     say("--batch collect waits for the answers and takes them; it may be given at any time, and again")
@@ -116,11 +121,6 @@ async def _submit(plan: Plan, book: Book, sampler: Sampler, source: Source, endp
 
 def _hand_out(book: Book, target: Path) -> None:
     """Give the user the file of the round that is under way."""
-    if any(part.status in ("submitting", "submitted") for part in book.under_way):
-        raise ConfigError(
-            f"--batch-file {target}: the round under way has been submitted, and would be paid for twice; give --batch "
-            "collect first"
-        )
     # First, so that a kill leaves no file with the user that could be submitted as well.
     for part in book.under_way:
         part.status = "handed out"
@@ -155,16 +155,20 @@ async def _collect(plan: Plan, book: Book, sampler: Sampler, source: Source, end
             assert part.batch_id is not None
             state = await endpoint.look(part.batch_id)
             if state.status not in ENDED:
-                say(f"{part.name}: {state.status}, {state.done:,} of {state.total or part.requests:,} requests done")
+                done = state.completed + state.failed
+                say(f"{part.name}: {state.status}, {done:,} of {state.total or part.requests:,} requests done")
                 continue
             if state.status != "completed":
                 say(f"{part.name}: {state.status}{': ' if state.problem else ''}{state.problem}")
             files = []
-            for kind, file_id in (("answers", state.output_file_id), ("errors", state.error_file_id)):
+            for kind, file_id, lines in (
+                ("answers", state.output_file_id, state.completed),
+                ("errors", state.error_file_id, state.failed),
+            ):
                 path = book.file(part, kind)
                 if file_id is None:
                     continue
-                if await endpoint.download(file_id, path):
+                if await endpoint.download(file_id, path, lines):
                     files.append(path)
                 else:
                     say(f"{part.name}: the provider has its {kind} no longer")

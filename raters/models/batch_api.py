@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from raters.journal import replacing
+from raters.journal import parse_line, replacing
 from raters.models.openai import (
     OpenAIModel,
     _connection_reason,
@@ -25,7 +25,7 @@ from raters.models.openai import (
     _retry_after_seconds,
 )
 from raters.models.protocol import Completion, Message, SamplingSettings
-from raters.records import ModelAccessError, ModelError, ModelRequestError
+from raters.records import DataError, ModelAccessError, ModelError, ModelRequestError
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -72,7 +72,8 @@ class BatchState:
 
     Attributes:
         status: The provider's word; one of ENDED if nothing more comes.
-        done: Requests that have an answer, or failed.
+        completed: Requests that have an answer.
+        failed: Requests that failed.
         total: Requests; 0 while they are not counted.
         output_file_id: File of answers, if there is one.
         error_file_id: File of requests that failed, if there is one.
@@ -80,7 +81,8 @@ class BatchState:
     """
 
     status: str
-    done: int
+    completed: int
+    failed: int
     total: int
     output_file_id: str | None
     error_file_id: str | None
@@ -163,15 +165,22 @@ class BatchEndpoint(OpenAIModel):
             problem = self._clean(f"{place}{(first and (first.message or first.code)) or 'it does not say why'}")
         return BatchState(
             status=batch.status,
-            done=counts.completed + counts.failed if counts else 0,
+            completed=counts.completed if counts else 0,
+            failed=counts.failed if counts else 0,
             total=counts.total if counts else 0,
             output_file_id=batch.output_file_id,
             error_file_id=batch.error_file_id,
             problem=problem,
         )
 
-    async def download(self, file_id: str, path: Path) -> bool:
-        """Write a file of the provider's to disk; return False if the provider has it no longer.
+    async def download(self, file_id: str, path: Path, lines: int) -> bool:
+        """Write a file of answers or errors to disk; return False if the provider has it no longer.
+
+        Args:
+            file_id: The provider's name for it.
+            path: Where it is written.
+            lines: How many it should have. One that has not a single one of them is some other page, sent in its place:
+                taken for the answers, it would have all of them asked for, and paid for, again.
 
         Raises:
             ModelAccessError: The key is refused.
@@ -184,6 +193,8 @@ class BatchEndpoint(OpenAIModel):
                 with replacing(path) as file:
                     async for block in answer.iter_bytes(1 << 20):
                         file.write(block)
+            if lines and not _holds_answers(path):
+                raise _PassingError(f"a file {file_id} without answers")
             return True
 
         try:
@@ -256,6 +267,7 @@ class BatchEndpoint(OpenAIModel):
             ModelAccessError: The key is refused.
             ModelError: The call is refused for good.
         """
+        import httpx2
         import openai
 
         if self._batch_client is None:
@@ -270,6 +282,8 @@ class BatchEndpoint(OpenAIModel):
             raise _PassingError(f"no answer within {self._request_timeout_seconds:g} s") from error
         except openai.APIConnectionError as error:
             raise _PassingError(self._clean(_connection_reason(error)), unreachable=True) from error
+        except httpx2.HTTPError as error:  # while a file is read
+            raise _PassingError(self._clean(str(error) or type(error).__name__)) from error
         except openai.APIStatusError as error:
             raise await self._refused(what, error) from None
         except (openai.APIError, json.JSONDecodeError) as error:
@@ -296,6 +310,16 @@ class BatchEndpoint(OpenAIModel):
             wait = _retry_after_seconds(error.response.headers)
             return _PassingError(words, wait, overload=_is_overload(error))
         return ModelError(f"{place} refused {what} ({words}); mend that and give the same command again")
+
+
+def _holds_answers(path: Path) -> bool:
+    """Return True if a file has a line that is an answer or an error, of whatever request."""
+    with path.open("rb") as file:
+        for line in file:
+            with contextlib.suppress(DataError):
+                if "custom_id" in parse_line(line, str(path)):
+                    return True
+    return False
 
 
 class _GoneError(ModelAccessError):
