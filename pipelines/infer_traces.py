@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import EndpointOptions, parse_options
+from pipelines.options import EngineOptions, parse_options
 from pipelines.session import draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
 from raters.records import MOST_DRAWS, JudgeseyeError, StorageError
@@ -39,7 +39,7 @@ Writes to --out: candidates.jsonl (every draw), traces.jsonl (kept ones), unmatc
 utilisation.svg, split.json, manifest.json. The same command again continues where it stopped."""
 
 
-class InferTracesOptions(EndpointOptions):
+class InferTracesOptions(EngineOptions):
     """Options of infer_traces."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
@@ -240,6 +240,7 @@ async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint) -> bool:
                 batch_size=options.batch_size,
                 concurrency=options.concurrency,
                 limits=options.endpoint_limits,
+                engine_options=options.engine_options,
             )
         return Source(models[spec], plan.questions[purpose])
 

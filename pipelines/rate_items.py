@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import EndpointOptions, parse_options
+from pipelines.options import EngineOptions, parse_options
 from pipelines.session import cost_usd, draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
 from raters.records import MOST_DRAWS, ConfigError, DataError, JudgeseyeError, StorageError
@@ -37,7 +37,7 @@ Writes to --out: ratings.jsonl (every draw), verdicts.jsonl (what the draws of a
 split.json, manifest.json. The same command again continues where it stopped."""
 
 
-class RateItemsOptions(EndpointOptions):
+class RateItemsOptions(EngineOptions):
     """Options of rate_items."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
@@ -327,6 +327,7 @@ async def draw(plan: _Plan, sheet: RatingSheet, checkpoint: Checkpoint) -> bool:
         batch_size=options.batch_size,
         concurrency=options.concurrency,
         limits=options.endpoint_limits,
+        engine_options=options.engine_options,
     )
     try:
         text = progress_text(

@@ -350,7 +350,18 @@ def test_a_run_draws_with_it_and_several_workers_are_refused(
     assert "--workers 2" in line
     assert "--concurrency" in line
     assert not (tmp_path / "refused").exists()
-    run(*flags, "--max-tokens", 8, "--out", "run")
+    for given, told in (
+        ("tensor_parallel_size", "must be NAME=VALUE"),
+        ("model=other", "follows from --model"),
+        ("a=[", "the value as in YAML"),
+        ("warp=9", "warp"),
+    ):
+        assert told in run(*flags, "--vllm", given, "--out", "refused", status=2).error_line
+    assert not (tmp_path / "refused").exists()
+    embedded = run("--corpus", "small", "--vllm", "dtype=half", "--out", "refused", status=2)
+    assert "--vllm dtype=half: is for vllm/" in embedded.error_line
+    run(*flags, "--max-tokens", 8, "--vllm", "max_model_len=256", "dtype=half", "--out", "run")
+    assert (vllm.engine.args.max_model_len, vllm.engine.args.dtype) == (256, "half")
     records = read(tmp_path / "run" / "candidates.jsonl")
     assert len({(record["item_id"], record["draw"]) for record in records}) == 18
     assert {record["model"] for record in records} == {f"vllm/{tiny}"}

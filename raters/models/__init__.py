@@ -7,7 +7,9 @@ it does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from raters.models.pacing import EndpointLimits
 from raters.models.protocol import Model
@@ -30,6 +32,7 @@ def open_model(
     batch_size: int = 16,
     concurrency: int = 32,
     limits: EndpointLimits | None = None,
+    engine_options: Mapping[str, Any] | None = None,
 ) -> Model:
     """Return the model that a spec names.
 
@@ -40,6 +43,7 @@ def open_model(
         batch_size: Most rows that `hf/...` generates at once.
         concurrency: Most requests that `openai/...` has in flight.
         limits: How else `openai/...` may be asked; `EndpointLimits()` if None.
+        engine_options: Of the engine of `vllm/...`, in place of our own.
 
     Raises:
         ConfigError: If the spec is not one, or an option does not belong to its provider.
@@ -58,7 +62,7 @@ def open_model(
     if provider == "vllm":
         from raters.models.vllm import VLLMModel
 
-        return VLLMModel(name, adapter=adapter)
+        return VLLMModel(name, adapter=adapter, engine_options=engine_options)
     from raters.models.openai import OpenAIModel
 
     return OpenAIModel(name, base_url=base_url, concurrency=concurrency, **asdict(limits or EndpointLimits()))
