@@ -112,6 +112,12 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if not 0 < self.top_p <= 1:
             raise VLLMValidationError(f"top_p must be in (0, 1], got {self.top_p}.", parameter="top_p")
+        if len(self.logprob_token_ids or ()) > 128:
+            raise VLLMValidationError(
+                f"Requested logprob_token_ids of length {len(self.logprob_token_ids or ())}, which is greater than max "
+                "allowed: 128",
+                parameter="logprob_token_ids",
+            )
         if self.max_tokens is not None and self.max_tokens < 1:
             raise VLLMValidationError(f"max_tokens must be at least 1, got {self.max_tokens}.", parameter="max_tokens")
 

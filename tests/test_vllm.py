@@ -135,6 +135,16 @@ def test_label_logprobs_are_those_of_transformers(
     assert list(found.label_logprobs or ()) == list(LABELS)
 
 
+def test_a_scale_of_many_labels_is_scored_in_parts(vllm: FakeVLLM, tiny: Path) -> None:
+    # In UTF-8 they begin with 120 different bytes, which are tokens of the tiny tokenizer.
+    labels = tuple(map(chr, [*range(33, 127), *range(0x100, 0x780, 64)]))
+    settings = SamplingSettings(temperature=0.0, max_tokens=4, label_logprobs=labels)
+    [expected] = draw(HFModel(str(tiny), device="cpu"), [1], settings)
+    [found] = draw(VLLMModel(str(tiny)), [1], settings)
+    assert found.label_logprobs == pytest.approx(expected.label_logprobs, abs=ROUNDING)
+    assert max(len(asked.logprob_token_ids or ()) for _, asked in vllm.engine.requests) == 100
+
+
 def test_labels_are_scored_without_temperature_and_nucleus(vllm: FakeVLLM, tiny: Path) -> None:
     settings = SamplingSettings(temperature=1e-3, top_p=1e-6, max_tokens=12, label_logprobs=LABELS)
     [expected] = draw(HFModel(str(tiny), device="cpu"), [1], settings)

@@ -17,7 +17,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -48,6 +48,8 @@ _ENVIRONMENT = {
 """What vLLM is told unless the user has told it otherwise."""
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Those that vLLM has room for; an adapter of another rank takes the next."""
+_MOST_TOKENS_SCORED = 100
+"""In one request; vLLM takes 128."""
 _ENDED = ("stop", "length")
 
 
@@ -289,16 +291,21 @@ class VLLMModel:
             for place in range(given, len(ending)):
                 going_on.setdefault(tuple(ending[:place]), set()).add(ending[place])
 
-        async def next_tokens(beginning: tuple[int, ...]) -> dict[int, float]:
-            asked = sorted(going_on[beginning])
+        known: dict[tuple[int, ...], dict[int, float]] = {beginning: {} for beginning in going_on}
+
+        async def learn(beginning: tuple[int, ...], asked: list[int]) -> None:
             wanted = {"temperature": 0.0, "logprob_token_ids": asked}
             output = await self._ask(running, [*prompt_ids, *beginning], max_tokens=1, **wanted)
             found = output.logprobs[0]
-            return {token: float(found[token].logprob) for token in asked}
+            known[beginning] |= {token: float(found[token].logprob) for token in asked}
 
-        tasks = [asyncio.ensure_future(next_tokens(beginning)) for beginning in going_on]
+        tasks = [
+            asyncio.ensure_future(learn(beginning, some))
+            for beginning, tokens in going_on.items()
+            for some in _batches(sorted(tokens))
+        ]
         try:
-            known = dict(zip(going_on, await asyncio.gather(*tasks), strict=True))
+            await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
@@ -347,6 +354,11 @@ class VLLMModel:
                 f"{self.spec}: the engine left a request unfinished ({reason}); the same command goes on from here"
             )
         return last.outputs[0]
+
+
+def _batches(tokens: Sequence[int]) -> Iterator[list[int]]:
+    for first in range(0, len(tokens), _MOST_TOKENS_SCORED):
+        yield list(tokens[first : first + _MOST_TOKENS_SCORED])
 
 
 def _lora_rank(spec: str, adapter: Path) -> int:
