@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from pipelines.infer_traces import main
 from raters.models import open_model
+from raters.models.bases import BASE_FILE, base_fingerprint, fingerprint_of_files
 from raters.models.hf import HFModel
 from raters.models.protocol import Completion, Message, Model, SamplingSettings
 from raters.models.vllm import VLLMModel
@@ -256,6 +259,33 @@ def test_an_adapter_that_does_not_fit_ends_the_engine(vllm: FakeVLLM, tiny: Path
     assert isinstance(error, ModelAccessError)
     assert "LoRA rank 4 is greater than max_lora_rank 1" in str(error)
     assert vllm.engine.is_shut_down
+
+
+def test_an_adapter_of_another_base_is_refused(vllm: FakeVLLM, tiny: Path, adapter: Path, tmp_path: Path) -> None:
+    other = make_model(tmp_path / "other", seed=5)
+    own = tmp_path / "own"
+    shutil.copytree(adapter, own)
+    for base, told in ((tiny, None), (other, f"was trained on another base ({other})")):
+        fingerprint = base_fingerprint(AutoModelForCausalLM.from_pretrained(base))
+        (own / BASE_FILE).write_text(json.dumps({"fingerprint": fingerprint, "base": str(base)}))
+        model = VLLMModel(str(tiny), adapter=own)
+        if told is None:
+            assert len(draw(model, [1])) == 1
+        else:
+            assert told in str(failure(model))
+            assert vllm.engine.is_shut_down
+
+
+def test_a_fingerprint_is_the_same_from_files_as_from_memory(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path / "one"))
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="20kB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    assert fingerprint_of_files(str(tmp_path / "sharded")) == base_fingerprint(model)
+    for file in (tmp_path / "sharded").glob("*.safetensors"):
+        file.unlink()
+        break
+    assert fingerprint_of_files(str(tmp_path / "sharded")) is None
+    assert fingerprint_of_files("nobody/has-downloaded-this") is None
 
 
 def test_a_dead_engine_is_told_of_by_every_draw(vllm: FakeVLLM, tiny: Path) -> None:

@@ -16,10 +16,11 @@ import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from raters.models.bases import check_base
+from raters.models.bases import base_fingerprint, check_base
 from raters.models.decoding import can_decode, decode
 from raters.models.label_scoring import answer_up_to_rating, score_labels
 from raters.models.protocol import (
@@ -180,7 +181,7 @@ def load_model(
             generation = model.generation_config
             config = model.config.get_text_config()
             if adapter is not None:
-                check_base(model, adapter, spec)
+                check_base(partial(base_fingerprint, model), adapter, spec)
                 model = peft.PeftModel.from_pretrained(model, str(adapter))
             model = (model if quantization is not None else model.to(device)).eval()
     except ModelAccessError:

@@ -19,10 +19,12 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
+from raters.models.bases import check_base, fingerprint_of_files
 from raters.models.generation import (
     Prompt,
     Written,
@@ -229,6 +231,7 @@ class VLLMModel:
             tokenizer = load_tokenizer(self.spec, place)
             self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**{**options, **self._engine_options}))
             if self._adapter is not None:
+                check_base(partial(fingerprint_of_files, self._name), self._adapter, self.spec)
                 lora = LoRARequest(self._adapter.name or "adapter", 1, str(self._adapter.resolve()))
                 await self._engine.add_lora(
                     lora
