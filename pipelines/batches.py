@@ -65,7 +65,11 @@ def batch_round(plan: Plan, ledger: Ledger, checkpoint: Checkpoint, begin: Calla
     if (last := checkpoint.last_record()) is not None:
         sampler.complete_group(last)
     work = _submit if options.batch == "submit" else _collect
-    run_loop(_closing(endpoint, work(plan, book, sampler, source, endpoint)))
+    try:
+        run_loop(_closing(endpoint, work(plan, book, sampler, source, endpoint)))
+    except KeyboardInterrupt:
+        say("\nwhat is under way stays under way; give the same command again to go on")
+        raise
     full_rows = plan.sampling.full_rows(len(ledger.rows))
     if ledger.has_work(full_rows):
         if options.batch == "collect":

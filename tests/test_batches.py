@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,17 @@ from raters.models.batch_api import BatchEndpoint
 from tests.batch_server import BatchServer, Lines, Lost
 from tests.scripted_server import Answer, Fault, ScriptedServer
 from tests.small_corpora import ORDINAL_3, PAIRWISE, write_corpus
-from tests.stage_runs import Outcome, Run, calls_of, leave_the_user, read, strict
+from tests.stage_runs import (
+    INTERRUPTED,
+    Outcome,
+    Run,
+    calls_of,
+    leave_the_user,
+    read,
+    started,
+    strict,
+    wait_until,
+)
 
 ITEMS, DRAWS = 12, 6
 FLAGS = ["--corpus", "small", "--split", "all", "--model", "openai/scripted", "--k", DRAWS, "--null-items", 2]
@@ -264,6 +275,28 @@ def test_collecting_waits_until_a_batch_is_done(run: Run, server: BatchServer, m
     for status in ("validating", "in_progress", "finalizing"):
         assert f"batch_0000: {status}, 0 of" in said
     assert "answered" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_waiting_can_be_left_and_taken_up_again(
+    run: Run, server: BatchServer, direct: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    server.looks = 10**6
+    all_at_once = ["--batch-draws", DRAWS]
+    step(run, server, "submit", *all_at_once)
+    flags = [*FLAGS, "--base-url", server.base_url, "--batch", "collect", "--out", "run", *all_at_once]
+    with started("infer_traces", *flags, "--batch-poll", 0.01) as process:
+        wait_until(lambda: len(server.calls) > 20, process)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert "Traceback" not in err
+    if number == signal.SIGINT:
+        assert process.returncode == INTERRUPTED
+        assert "same command again" in err
+    server.looks = 0
+    assert "Kept" in step(run, server, "collect", *all_at_once).out
+    assert kept(tmp_path / "run") == kept(direct)
+    assert len(server.batches) == 1
 
 
 @pytest.mark.parametrize("outcome", ["expired", "cancelled"])

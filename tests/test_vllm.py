@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from raters.models.protocol import Completion, Message, Model, SamplingSettings
 from raters.models.vllm import VLLMModel
 from raters.records import ModelAccessError, ModelError, ModelRequestError
 from tests.fake_vllm import FakeVLLM, RequestOutputKind, VLLMValidationError, fake_vllm
+from tests.places import CHECKOUT
 from tests.small_corpora import ORDINAL_3, SHORT_PROMPT, write_corpus
 from tests.stage_runs import calls_of, leave_the_user, read
 from tests.tiny_models import (
@@ -369,6 +373,33 @@ def test_what_nobody_waits_for_is_aborted(vllm: FakeVLLM, tiny: Path, how: str) 
     assert sorted(vllm.engine.aborted) == ["0", "1"]
     assert vllm.engine.is_shut_down
     assert vllm.engine.at_once == 0
+
+
+def test_the_engine_ends_with_a_process_that_is_killed() -> None:
+    """On processes like the engine's, which outlive a parent that is killed."""
+    script = (
+        "import multiprocessing, os, time, raters.models.vllm as vllm\n"
+        "process = multiprocessing.get_context('spawn').Process(target=time.sleep, args=(60,))\n"
+        "process.start(); watch = vllm._watching({process}); print(process.pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=CHECKOUT) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        os.kill(child, 0)
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while is_running(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    """Return False for a process that has ended, also if nobody has looked yet (Linux: state Z)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 # --- in a stage -------------------------------------------------------------------------------------------

@@ -14,13 +14,17 @@ import asyncio
 import gc
 import itertools
 import json
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +52,16 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 """What vLLM is told unless the user has told it otherwise."""
+_WATCH = """
+import os, signal, sys
+pids = sys.stdin.read().split()  # ends with the process that writes here, however it ends
+for pid in [] if "left" in pids else pids:
+    try:
+        os.kill(int(pid), signal.SIGKILL)
+    except OSError:
+        pass
+"""
+"""A program that ends the engine's processes if ours is killed: they would keep the GPU's memory from the next run."""
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Those that vLLM has room for; an adapter of another rank takes the next."""
 _MOST_TOKENS_SCORED = 100
@@ -106,6 +120,7 @@ class VLLMModel:
         self._left, self._loading = asyncio.Event(), asyncio.Lock()
         # vLLM's `AsyncLLM`, held nowhere else: what frames and tracebacks hold, no close() gives back.
         self._engine: Any = None
+        self._watch: subprocess.Popen[str] | None = None
         self._running: _Running | None = None
         self._no_access: str | None = None
 
@@ -183,6 +198,9 @@ class VLLMModel:
         if self._engine is not None:
             self._engine.shutdown()
             self._engine = None
+            if self._watch is not None:
+                self._watch.communicate("left\n")
+                self._watch = None
             gc.collect()  # or what is left of it complains when the interpreter ends
 
     def _gone(self) -> ModelError:
@@ -229,7 +247,9 @@ class VLLMModel:
         lora = None
         try:
             tokenizer = load_tokenizer(self.spec, place)
+            before = set(multiprocessing.active_children())
             self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**{**options, **self._engine_options}))
+            self._watch = _watching(set(multiprocessing.active_children()) - before)
             if self._adapter is not None:
                 check_base(partial(fingerprint_of_files, self._name), self._adapter, self.spec)
                 lora = LoRARequest(self._adapter.name or "adapter", 1, str(self._adapter.resolve()))
@@ -357,6 +377,17 @@ class VLLMModel:
                 f"{self.spec}: the engine left a request unfinished ({reason}); the same command goes on from here"
             )
         return last.outputs[0]
+
+
+def _watching(processes: Collection[BaseProcess]) -> subprocess.Popen[str] | None:
+    """Return what ends processes if ours is killed; None if there are none. A process that they made goes with them."""
+    if not processes:
+        return None
+    watch = subprocess.Popen([sys.executable, "-c", _WATCH], stdin=subprocess.PIPE, text=True, start_new_session=True)
+    assert watch.stdin is not None
+    watch.stdin.write("".join(f"{process.pid}\n" for process in processes))
+    watch.stdin.flush()
+    return watch
 
 
 def _batches(tokens: Sequence[int]) -> Iterator[list[int]]:
