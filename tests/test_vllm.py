@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from raters.models.hf import HFModel
 from raters.models.protocol import Completion, Message, Model, SamplingSettings
 from raters.models.vllm import VLLMModel
 from raters.records import ModelAccessError, ModelError, ModelRequestError
-from tests.fake_vllm import FakeVLLM, RequestOutputKind, VLLMValidationError, fake_vllm
+from tests.fake_vllm import AsyncLLM, FakeVLLM, RequestOutputKind, VLLMValidationError, fake_vllm
 from tests.places import CHECKOUT
 from tests.small_corpora import ORDINAL_3, SHORT_PROMPT, write_corpus
 from tests.stage_runs import calls_of, leave_the_user, read
@@ -339,6 +340,37 @@ def test_a_completion_that_was_not_finished_is_none(vllm: FakeVLLM, tiny: Path, 
     error = failure(VLLMModel(str(tiny)))
     assert type(error) is ModelError
     assert f"left a request unfinished ({reason})" in str(error)
+
+
+def test_an_engine_is_started_once_whoever_leaves_meanwhile(vllm: FakeVLLM, tiny: Path, adapter: Path) -> None:
+    async def leave_and_come_back() -> list[Completion]:
+        reached, go_on = asyncio.Event(), threading.Event()
+        here = asyncio.get_running_loop()
+        add_lora = AsyncLLM.add_lora
+
+        async def slowly(engine: AsyncLLM, lora: Any) -> bool:
+            here.call_soon_threadsafe(reached.set)
+            while not go_on.is_set():
+                await asyncio.sleep(0.01)
+            return await add_lora(engine, lora)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AsyncLLM, "add_lora", slowly)
+            model = VLLMModel(str(tiny), adapter=adapter)
+            first = asyncio.create_task(model.complete(MESSAGES, [1], SHORT))
+            await reached.wait()
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            second = asyncio.create_task(model.complete(MESSAGES, [1], SHORT))
+            go_on.set()
+            found = await second
+            await model.close()
+        return found
+
+    assert len(asyncio.run(leave_and_come_back())) == 1
+    assert len(vllm.engines) == 1
+    assert vllm.engine.is_shut_down
 
 
 @pytest.mark.parametrize("how", ["cancel", "close"])

@@ -117,12 +117,11 @@ class VLLMModel:
         # What follows is touched on the engine's thread alone.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._work: set[asyncio.Task[Any]] = set()
-        self._left, self._loading = asyncio.Event(), asyncio.Lock()
+        self._left = asyncio.Event()
+        self._loading: asyncio.Task[_Running] | None = None
         # vLLM's `AsyncLLM`, held nowhere else: what frames and tracebacks hold, no close() gives back.
         self._engine: Any = None
         self._watch: subprocess.Popen[str] | None = None
-        self._running: _Running | None = None
-        self._no_access: str | None = None
 
     async def complete(
         self, messages: Sequence[Message], seeds: Sequence[int], settings: SamplingSettings
@@ -174,9 +173,10 @@ class VLLMModel:
         self._loop = asyncio.get_running_loop()
         begun.set()
         await self._left.wait()
-        for task in self._work:
+        waiting = [*self._work, *filter(None, [self._loading])]
+        for task in waiting:
             task.cancel()
-        await asyncio.gather(*self._work, return_exceptions=True)
+        await asyncio.gather(*waiting, return_exceptions=True)
         self._end_engine()
 
     async def _watched(
@@ -209,16 +209,13 @@ class VLLMModel:
     # --- loading ------------------------------------------------------------------------------------------
 
     async def _started(self) -> _Running:
-        async with self._loading:
-            if self._no_access is not None:
-                raise ModelAccessError(self._no_access)
-            if self._running is None:
-                try:
-                    self._running = await self._start()
-                except ModelAccessError as error:
-                    self._no_access = str(error)
-                    raise
-            return self._running
+        """Return the engine that is started once, whoever leaves while it does."""
+        if self._loading is None:
+            self._loading = asyncio.ensure_future(self._start())
+        try:
+            return await asyncio.shield(self._loading)
+        except ModelAccessError as error:
+            raise ModelAccessError(str(error)) from error
 
     async def _start(self) -> _Running:
         for name, value in _ENVIRONMENT.items():
@@ -253,9 +250,8 @@ class VLLMModel:
             if self._adapter is not None:
                 check_base(partial(fingerprint_of_files, self._name), self._adapter, self.spec)
                 lora = LoRARequest(self._adapter.name or "adapter", 1, str(self._adapter.resolve()))
-                await self._engine.add_lora(
-                    lora
-                )  # or what is wrong with it would end the engine in the middle of a draw
+                # Now, or what is wrong with it would end the engine in the middle of a draw.
+                await self._engine.add_lora(lora)
         except Exception as error:  # transformers and vLLM raise anything from OSError to KeyError here
             self._end_engine()
             if isinstance(error, ModelAccessError):
