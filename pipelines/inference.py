@@ -89,6 +89,11 @@ class Plan:
         specs = {"first": options.model, "escalated": options.escalate, "rationalized": options.rationalize}
         return specs.get(purpose) or options.recover or options.model
 
+    @property
+    def models(self) -> set[str]:
+        """Specs of all models that are asked."""
+        return {self.model_spec(purpose) for purpose in self.questions}
+
     def describe(self) -> str:
         dropped = "".join(f", {count} without label ({reason})" for reason, count in self.labels.dropped.items())
         return (
@@ -282,13 +287,40 @@ def _check_options(options: InferTracesOptions, dimension: Dimension) -> None:
         raise ConfigError(
             f"--temperature 0 --k {options.k}: at temperature 0 all draws of an item are the same; give --k {different}"
         )
+    _check_batch(options)
     if options.recover and not options.rationalize:
         raise ConfigError(f"--recover {options.recover}: is for --rationalize, which is not given; add it")
 
 
+def _check_batch(options: InferTracesOptions) -> None:
+    """Refuse what does not go together with, or without, a batch API."""
+    for name, value in (("batch-file", options.batch_file),):
+        if value is not None and options.batch is None:
+            raise ConfigError(f"--{name} {value}: is for --batch submit or --batch collect; add one")
+    if options.batch is None:
+        return
+    if not options.model.startswith("openai/"):
+        raise ConfigError(f"--batch {options.batch}: is for openai/<name>, and --model is {options.model}")
+    for name, value in (("escalate", options.escalate), ("rationalize", options.rationalize)):
+        if value:
+            raise ConfigError(
+                f"--batch {options.batch} --{name} {value}: a second chance comes after all rounds; give it without "
+                "--batch once they are collected"
+            )
+    if options.engine != "local" or (options.workers or 1) > 1:
+        raise ConfigError(f"--batch {options.batch}: the provider does the work; leave --engine and --workers out")
+
+
 def check_continuation(plan: Plan, folder: RunFolder) -> None:
     """Refuse to continue a run under options that would leave paid draws out or mix models."""
+    from raters.batch_rounds import Book
+
     options = plan.options
+    if folder.previous and options.batch is None and (under_way := Book(folder.path).under_way):
+        raise ConfigError(
+            f"--out {folder.path}: {under_way[0].name} is under way, and its draws would be paid for twice; give "
+            "--batch collect first, or --new to start over"
+        )
     before = {"k": folder.previous.get("options", {}).get("k"), **folder.previous.get("second_chance", {})}
     for name in ("k", "second_k"):
         if (then := before.get(name)) is not None and getattr(options, name) < then:

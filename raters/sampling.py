@@ -181,21 +181,39 @@ class Sampler:
 
     async def _infer(self, chance: Chance, source: Source, row: int, draw: int) -> None:
         """Make one draw that does not see the label, and write its candidates."""
-        item_id, dimension = self._item_id(row), source.question.dimension
-        seed = draw_seed(self.options.seed, item_id, dimension.name, draw, chance)
-        swapped = isinstance(dimension.scale, PairwiseScale) and is_swapped(
-            self.options.seed, item_id, dimension.name, draw
-        )
-        completion, seconds = await self.pool.ask(source, self._asker(source, row)(swapped), seed)
+        messages, seed = self.asked(chance, source, row, draw)
+        completion, seconds = await self.pool.ask(source, messages, seed)
+        self.take(chance, source, row, draw, completion, seconds)
+
+    def asked(self, chance: Chance, source: Source, row: int, draw: int) -> tuple[list[Message], int]:
+        """Return the messages and the seed of a draw that does not see the label."""
+        seed = draw_seed(self.options.seed, self._item_id(row), source.question.dimension.name, draw, chance)
+        return self._asker(source, row)(self._is_swapped(source, row, draw)), seed
+
+    def take(self, chance: Chance, source: Source, row: int, draw: int, completion: Completion, seconds: float) -> None:
+        """Write the candidates of a draw, as what was asked came back.
+
+        Raises:
+            ModelAccessError: If the model has refused the first requests, all of them.
+        """
+        scale, swapped = source.question.dimension.scale, self._is_swapped(source, row, draw)
+        seed = draw_seed(self.options.seed, self._item_id(row), source.question.dimension.name, draw, chance)
         trace, verdict = "", None
         if completion.finish_reason != REFUSED:
-            trace, verdict = trace_of(completion), dimension.scale.read_verdict(completion.text)
+            trace, verdict = trace_of(completion), scale.read_verdict(completion.text)
         if swapped and verdict is not None:
-            verdict = dimension.scale.swapped(verdict)
+            verdict = scale.swapped(verdict)
         made = _Draw(row, draw, chance, "infer", source, seed, swapped, completion, trace, verdict, seconds)
-        units = self._concerned(chance, row, draw)
+        # What came in a batch may be more than was needed; it was paid for, so it is written all the same.
+        units = self._concerned(chance, row, draw) or self.ledger.units(row)
         records = [self._candidate(made, unit).as_record() for unit in units]
         self.pool.keep(source, completion, partial(self._write, records, row, units))
+
+    def _is_swapped(self, source: Source, row: int, draw: int) -> bool:
+        dimension = source.question.dimension
+        return isinstance(dimension.scale, PairwiseScale) and is_swapped(
+            self.options.seed, self._item_id(row), dimension.name, draw
+        )
 
     def _concerned(self, chance: Chance, row: int, draw: int) -> Sequence[int]:
         """Return the units that a draw is held against: all of the row, or those without a match before it."""
