@@ -53,9 +53,14 @@ class Exercise:
     labels: tuple[str, ...]
 
 
-def random_scale(chance: random.Random) -> AnyScale:
-    """Return a scale of one of the kinds that corpora have, its labels now and then words nobody uses."""
-    kind = chance.random()
+def random_scale(chance: random.Random, *, hard: bool = False) -> AnyScale:
+    """Return a scale of one of the kinds that corpora have, its labels now and then words nobody uses.
+
+    Args:
+        chance: Of all choices.
+        hard: True for one with labels of several letters or digits, which have to be copied piece by piece.
+    """
+    kind = chance.uniform(0.8, 1.0) if hard else chance.random()
     if kind < 0.3:
         return PairwiseScale(type="pairwise", labels=["A", "B", "tie"][: chance.choice((2, 3))], fields=["a", "b"])
     if kind < 0.65:
@@ -98,12 +103,12 @@ def exercise(chance: random.Random, kind: Kind) -> Exercise:
     if kind == "copy":
         return _copying(chance)
     names = list(STATISTICS if chance.random() < 0.6 else _OF_ONE_TEXT)
-    if chance.random() < 0.4:  # fewer, and in another order, so that places teach nothing
+    if chance.random() < 0.5:  # fewer, and in another order, so that places teach nothing
         names = chance.sample(names, chance.randint(4, len(names)))
     if kind == "look-up" and chance.random() < 0.7:
         names = chance.sample(STATISTICS, chance.randint(2, 6))
     levels = {name: chance.randrange(len(LEVELS)) for name in names}
-    scale = random_scale(chance)
+    scale = random_scale(chance, hard=kind == "read-off" and chance.random() < 0.7)
     rules = random_rules(chance, names, kind)
     subject = "A against B" if isinstance(scale, PairwiseScale) else "Text"
     ladder = render_ladder(scale)
