@@ -68,6 +68,7 @@ class Ledger:
         matched_draw: (units,) draw of the kept candidate, -1 if none agreed.
         matched_chance: (units,) its chance, a place in CHANCES.
         matched_offset: (units,) where its line begins in the journal.
+        given_up: (rows,) True for a row that gets no further first draw although a unit of it is open; see `giving_up`.
         accepted: By unit, (draw, offset) of every accepted first draw, if `keep_all` was asked for.
     """
 
@@ -109,6 +110,7 @@ class Ledger:
         self.matched_draw = np.full(len(chosen), -1, np.int64)
         self.matched_chance = np.zeros(len(chosen), np.int64)
         self.matched_offset = np.full(len(chosen), -1, np.int64)
+        self.given_up = np.zeros(len(order), bool)
         self.accepted: dict[int, list[tuple[int, int]]] | None = {} if keep_all else None
 
     def units(self, row: int) -> range:
@@ -151,7 +153,7 @@ class Ledger:
         by_unit = np.where((self.matched_draw >= 0) & (self.matched_chance == 0), self.matched_draw + 1, most)
         needed = np.maximum.reduceat(by_unit, self._starts[:-1])
         needed[:full_rows] = most
-        return int((made >= needed).sum())
+        return int(((made >= needed) | self.given_up).sum())
 
     def has_work(self, full_rows: int) -> bool:
         """Return True if a draw is still to be made, of any chance."""

@@ -275,7 +275,7 @@ def _position(ledger: Ledger, options: SamplingOptions) -> dict[str, Any] | None
     swapped_first = np.array(
         [is_swapped(options.seed, ledger.corpus.item_ids[i], ledger.dimension.name, 0) for i in ledger.rows], bool
     )
-    swapped = (swapped_first[:, None] + np.arange(numbers.shape[1])) % 2 == 1
+    swapped = (swapped_first[:, None] + np.arange(numbers.shape[1]) // options.together) % 2 == 1
     decided = (numbers == 0) | (numbers == 1)
     chose_first = decided & ((numbers == 0) != swapped)
     chosen, decisions = chose_first.sum(axis=1), decided.sum(axis=1)
