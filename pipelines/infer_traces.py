@@ -85,6 +85,17 @@ class InferTracesOptions(EndpointOptions):
     null_items: int = Field(
         50, ge=0, description="items of an adaptive run that get all k draws, to measure what chance would accept"
     )
+    give_up: float = Field(
+        0.0, ge=0, lt=1, description="give an item up once the chance of a match in its draws left is below this"
+    )
+    ahead: bool | None = Field(
+        None,
+        description="where slots would idle, make further draws of an open item before its last one has come back; "
+        "traces stay the same (default: for openai/ and hf/)",
+    )
+    samples_per_request: int = Field(
+        1, ge=1, le=128, description="draws of an item in one request to openai/<name>, where the server has it"
+    )
     concurrency: int = Field(32, ge=1, le=4096, description="requests or items in work at once, of each worker")
     engine: Literal["local", "ray"] = Field("local", description="where workers are: processes here, or actors of Ray")
     workers: int | None = Field(None, ge=1, le=1024, description="who draw, each for a share of the items (default: 1)")
@@ -126,6 +137,7 @@ def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] |
     from raters.checkpoints import Checkpoint
     from raters.journal import Journal
     from raters.models import check_spec
+    from raters.sampling import giving_up_of
     from raters.shards import clear_up, unfinished
 
     ledger = plan.empty_ledger()
@@ -136,6 +148,7 @@ def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] |
         ledger.replay(checkpoint.recover())
     if checkpoint.last_record() is not None:
         say(f"continuing {folder.path}: {sum(ledger.totals.draws.values()):,} draws are there already")
+    giving_up_of(ledger, plan.sampling)  # or it would look as if there were work left
     began = time.monotonic()
 
     def manifest(status: str) -> dict[str, Any]:

@@ -81,7 +81,17 @@ class Plan:
             settings=SamplingSettings(options.temperature, options.top_p, options.max_tokens),
             concurrency=options.concurrency,
             null_rows=options.null_items,
+            together=options.samples_per_request,
+            ahead=self.draws_ahead,
+            give_up=options.give_up,
         )
+
+    @property
+    def draws_ahead(self) -> bool:
+        """Whether slots that would idle make further draws of open items: for models that leave slots waiting."""
+        specs = (self.options.model, self.options.escalate or "")
+        waits = any(spec.startswith(("openai/", "hf/")) for spec in specs)
+        return waits if self.options.ahead is None else self.options.ahead
 
     def model_spec(self, purpose: str) -> str:
         """Return which model a purpose has."""
@@ -125,6 +135,7 @@ class Plan:
             "tolerance": options.tolerance or 0.0,
             "seed": options.seed,
             **per_annotator,
+            **({"samples_per_request": together} if (together := options.samples_per_request) > 1 else {}),
         }
 
     def empty_ledger(self) -> Ledger:
@@ -260,6 +271,8 @@ def _as_rater(
 
 def _check_options(options: InferTracesOptions, dimension: Dimension) -> None:
     """Refuse combinations that cannot mean what they say."""
+    from raters.sampling import strategy_for
+
     unit = dimension.scale.tolerance_unit
     if options.tolerance and unit is None:
         raise ConfigError(f"--tolerance {options.tolerance}: labels {dimension.scale} have no distance; leave it out")
@@ -281,6 +294,19 @@ def _check_options(options: InferTracesOptions, dimension: Dimension) -> None:
     if options.temperature == 0 and options.k > different:
         raise ConfigError(
             f"--temperature 0 --k {options.k}: at temperature 0 all draws of an item are the same; give --k {different}"
+        )
+    if options.give_up and strategy_for(options.strategy, options.keep) == "fixed":
+        raise ConfigError(
+            f"--give-up {options.give_up:g}: is for adaptive draws, and fixed ones are all made; leave it out"
+        )
+    if options.give_up and (options.engine != "local" or (options.workers or 1) > 1):
+        raise ConfigError(
+            f"--give-up {options.give_up:g}: is decided from the acceptances of the whole run, and each of several "
+            "workers sees its own share; leave out --workers and --engine, or give 0"
+        )
+    if options.samples_per_request > 1 and not any((spec or "").startswith("openai/") for spec in specs):
+        raise ConfigError(
+            f"--samples-per-request {options.samples_per_request}: is for openai/<name>, and no such model is asked for"
         )
     if options.recover and not options.rationalize:
         raise ConfigError(f"--recover {options.recover}: is for --rationalize, which is not given; add it")

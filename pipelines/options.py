@@ -41,7 +41,11 @@ class StageOptions(BaseModel):
     @classmethod
     def _no_booleans_for_numbers(cls, data: dict[str, Any]) -> dict[str, Any]:
         for name, value in data.items():
-            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+            if (
+                isinstance(value, bool)
+                and name in cls.model_fields
+                and not _is_switch(cls.model_fields[name].annotation)
+            ):
                 raise PydanticCustomError("boolean", "{name}", {"name": name, "value": value})
         return data
 
@@ -114,7 +118,7 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         text = (field.description or "").replace("%", "%%")
         if field.default not in (None, ()) and not isinstance(field.default, bool):
             text += f" (default: {field.default})"
-        if field.annotation is bool:
+        if _is_switch(field.annotation):
             parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
         elif get_origin(field.annotation) is tuple:
             parser.add_argument(_flag(name), nargs="+", action="extend", metavar=_metavar(str, name), help=text)
@@ -160,6 +164,11 @@ def read_yaml(path: Path, where: str, if_missing: str) -> Any:
         raise ConfigError(f"{where}: no such file; {if_missing}") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{where}: cannot be read ({' '.join(str(error).split())}); mend the file") from error
+
+
+def _is_switch(annotation: Any) -> bool:
+    """Return True for what is on, off, or up to the stage if it is not given."""
+    return annotation in (bool, bool | None)
 
 
 def _flag(name: str) -> str:

@@ -208,7 +208,6 @@ class DrawPool:
             if place not in by_place:
                 completion, seconds = await self.ask(source, messages, seeds[place])
                 by_place[place] = Asked(completion, seeds[place], seconds)
-                self._learn(source, samples, seeds, completion)
         return {place: by_place[place] for place in wanted}
 
     async def _samples(self, source: Source, messages: list[Message], seeds: Sequence[int]) -> list[Asked]:
@@ -219,7 +218,10 @@ class DrawPool:
         async with self._probing.setdefault(spec, asyncio.Lock()):
             if spec not in self._returns_several:
                 samples = await self._samples_at_once(source, messages, seeds)
-                if samples:
+                if not samples:  # was it the number that was refused?
+                    completion, seconds = await self.ask(source, messages, seeds[0])
+                    samples = [Asked(completion, seeds[0], seconds)]
+                if samples[0].completion.finish_reason != REFUSED:
                     self._returns_several[spec] = len(samples) > 1
                 return samples
         return await self._samples(source, messages, seeds)
@@ -229,14 +231,9 @@ class DrawPool:
         try:
             (first,) = await source.model.complete(messages, seeds[:1], settings)
         except ModelRequestError:
-            return []  # one by one, the server says whether it was the number that it refused
+            return []
         seconds, samples = time.monotonic() - began, [replace(first, siblings=()), *first.siblings]
         return [Asked(sample, seeds[0], seconds) for sample in samples[: len(seeds)]]
-
-    def _learn(self, source: Source, samples: Sequence[Asked], seeds: Sequence[int], single: Completion) -> None:
-        """Take a server that refused several samples, and then not one of them, as one that has none to give."""
-        if len(seeds) > 1 and not samples and single.finish_reason != REFUSED:
-            self._returns_several.setdefault(source.model.spec, False)
 
     def keep(self, source: Source, completion: Completion, write: Callable[[], None]) -> None:
         """Call `write` for a draw now, or, if it was refused, once its model has answered anything at all.

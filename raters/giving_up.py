@@ -182,7 +182,8 @@ def fit_dirichlet(histories: Histories, steps: int = 0) -> DirichletPrior:
         everyone = expected.sum(axis=0) / expected.sum()
         weights = (expected + _BORROWED * everyone) / (expected.sum(axis=1, keepdims=True) + _BORROWED)
         weights = np.maximum(weights, 1e-12)
-    return DirichletPrior(components, weights, steps)
+    # Rounded for the same reason as the other prior.
+    return DirichletPrior(components, np.maximum(np.round(weights, 6), 1e-12), steps)
 
 
 def _components(labels: int, unreadable: float) -> NDArray[np.float64]:
@@ -244,10 +245,14 @@ class GivingUp:
         self.priors: dict[int, Prior] = {}
         self.lost = np.full(len(ledger.unit_rows), np.nan)
         self._chances: dict[tuple[int, int, int, bytes], float] = {}
-        self._settled = 0
-        for row in range(len(ledger.rows)):
+        self._settled = self._left_out = 0
+        ledger.given_up[:] = False
+        for row in range(min(MOST_FITTED, len(ledger.rows))):
             self.consider(row)
             self.advance()
+        undrawn = ledger.numbers["first"][MOST_FITTED:] == UNDRAWN
+        for row in (MOST_FITTED + np.flatnonzero(undrawn.any(axis=1) & ~undrawn.all(axis=1))).tolist():
+            self.consider(row)
 
     def decides(self, row: int) -> bool:
         """Return True if a row may be given up at all."""
@@ -280,12 +285,13 @@ class GivingUp:
         if max(chances) < self._least_chance:
             ledger.given_up[row] = True
             self.lost[open_units] = chances
+            self._left_out += remaining
         return bool(ledger.given_up[row])
 
     def advance(self) -> bool:
         """Fit the next prior if the rows before it have all their draws; return True if one was fitted."""
         rows, fits = len(self._ledger.rows), len(self.priors)
-        while self._settled < rows and self._is_done(self._settled):
+        while self._settled < min(rows, MOST_FITTED) and self._is_done(self._settled):
             self._settled += 1
             if self._settled < rows and self._boundary(self._settled) == self._settled:
                 self.priors[self._settled] = self._fit(self._settled)
@@ -340,12 +346,17 @@ class GivingUp:
         return np.column_stack([*by_label, np.isnan(numbers).sum(axis=1)])
 
     def summary(self) -> dict[str, Any]:
-        """Return what giving up did, as it stands in `summary.json`."""
+        """Return what giving up did, as it stands in `summary.json`.
+
+        `expected_matches_lost` is the sum of the chances that the given-up labels had left: what it cost in coverage,
+        as far as the priors tell. `draws_left_out` would all have been made only if none of them had been accepted.
+        """
         given_up = ~np.isnan(self.lost)
         return {
             "below": self._least_chance,
             "items": int(self._ledger.given_up.sum()),
             "labels": int(given_up.sum()),
+            "draws_left_out": self._left_out,
             "expected_matches_lost": float(np.nansum(self.lost)),
             "priors": [{"items": rows, **prior.as_record()} for rows, prior in self.priors.items()],
         }

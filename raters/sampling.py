@@ -60,7 +60,7 @@ class SamplingOptions:
 
 
 def giving_up_of(ledger: Ledger, options: SamplingOptions) -> GivingUp | None:
-    """Return which rows of a ledger are given up, with what it holds taken in; None if none ever is."""
+    """Return which rows of a ledger are given up, decided anew from what it holds; None if none ever is."""
     if not options.give_up or options.strategy == "fixed":
         return None
     return GivingUp(ledger, options.give_up, options.tolerance, options.full_rows(len(ledger.rows)))
@@ -105,7 +105,7 @@ class Sampler:
         refusal: From the number of requests in flight to why no further one may begin; empty if it may.
 
     Attributes:
-        giving_up: Which rows are given up; None if none ever is.
+        giving_up: Which rows are given up; None if none ever is, or `run` has not begun.
         pool: What runs the draws; set its `stopping` to end after those in flight.
     """
 
@@ -132,7 +132,7 @@ class Sampler:
         }
         answered = {asked.model.spec for chance, asked in sources.items() if asked and ledger.totals.draws[chance] > 0}
         self._full_rows = options.full_rows(len(ledger.rows))
-        self.giving_up = giving_up_of(ledger, options)
+        self.giving_up: GivingUp | None = None
         self.pool = DrawPool(options.settings, options.concurrency, answered, refusal)
         self._askers: OrderedDict[tuple[int, int], Callable[..., list[Message]]] = OrderedDict()
 
@@ -143,6 +143,7 @@ class Sampler:
             ModelAccessError: A model cannot be used.
             ModelError: A model failed after its retries. What arrived before is in the journal.
         """
+        self.giving_up = giving_up_of(self.ledger, self.options)
         rows = range(len(self.ledger.rows))
         await self.pool.work(self._inferences("first", self.source, rows))
         if self.escalate is not None:

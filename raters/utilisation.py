@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from raters.drawing import is_swapped
 from raters.ledger import CHANCES, UNDRAWN, Ledger
 from raters.plots import new_plot, save_plot
-from raters.sampling import SamplingOptions
+from raters.sampling import SamplingOptions, giving_up_of
 from raters.scales import IntervalScale, PairwiseScale, listed_labels
 
 DRAW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -150,6 +150,7 @@ def summarise(ledger: Ledger, options: SamplingOptions) -> dict[str, Any]:
              "null": null.get(count, missing)[0], "null_sd": null.get(count, missing)[1]}
             for count in _draw_counts(k)
         ],
+        "given_up": None if (giving_up := giving_up_of(ledger, options)) is None else giving_up.summary(),
         "null_items": null_rows,
         "kept": int(kept.sum()),
         "kept_by_chance": {
