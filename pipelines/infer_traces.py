@@ -21,7 +21,7 @@ from pipelines.command import INTERRUPTED, run_command
 from pipelines.options import EndpointOptions, parse_options
 from pipelines.session import draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
-from raters.records import MOST_DRAWS, JudgeseyeError, StorageError
+from raters.records import MOST_DRAWS, BudgetError, JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
     from pipelines.inference import Plan
@@ -100,8 +100,11 @@ class InferTracesOptions(EndpointOptions):
     engine: Literal["local", "ray"] = Field("local", description="where workers are: processes here, or actors of Ray")
     workers: int | None = Field(None, ge=1, le=1024, description="who draw, each for a share of the items (default: 1)")
     ray_address: str | None = Field(None, description="cluster of --engine ray; RAY_ADDRESS, or this machine")
-    input_price: float | None = Field(None, ge=0, description="USD for a million tokens read, for the cost shown")
+    input_price: float | None = Field(None, ge=0, description="USD for a million tokens read, whatever the model")
     output_price: float | None = Field(None, ge=0, description="USD for a million tokens written")
+    prices: str | None = Field(None, description="file of prices by model, as data/prices.yaml is one")
+    max_cost: float | None = Field(None, ge=0, description="budget: most USD of the run, earlier sessions included")
+    max_total_tokens: int | None = Field(None, ge=0, description="budget: most tokens of the run, read and written")
     out: str | None = Field(None, description="folder of this run (default: runs/<corpus>[-<dimension>]/infer_traces)")
     new: bool = Field(False, description="start over; a run that stands in --out is kept beside it")
     show: int = Field(0, ge=0, description="print this many kept traces beside their items")
@@ -184,12 +187,12 @@ def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] |
         summary = _write_results(plan, ledger, folder)
         folder.write_manifest({**manifest("complete"), "kept": summary["kept"]})
         return summary
-    except JudgeseyeError:
+    except JudgeseyeError as error:
         if sum(ledger.totals.draws.values()) and not unfinished(folder.path):
             say(how_to_go_on(sum(ledger.totals.draws.values()), folder.path))
             with suppress(StorageError):
                 checkpoint.close()
-                folder.write_manifest(manifest("failed"))
+                folder.write_manifest(manifest("stopped" if isinstance(error, BudgetError) else "failed"))
         raise
     finally:
         with suppress(OSError):
@@ -209,9 +212,21 @@ def _begin(plan: Plan, folder: RunFolder) -> None:
     plan.generator.write(folder.path / "rater.yaml")
 
 
-async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint) -> bool:
-    """Make the draws that are missing; return False if the user stopped it."""
-    from pipelines.screen import ProgressBar
+async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint, *, alone: bool = True) -> bool:
+    """Make the draws that are missing; return False if the user stopped it.
+
+    Args:
+        plan: Of the run.
+        ledger: What is drawn already.
+        checkpoint: Of the journal.
+        alone: False for one of several workers, who can say nothing of the whole run.
+
+    Raises:
+        BudgetError: The budget is spent.
+    """
+    from pipelines.inference import budget_of
+    from pipelines.screen import ProgressBar, say
+    from raters.budgets import FIRST_ITEMS
     from raters.drawing import Source
     from raters.models import open_model
     from raters.sampling import Rationalizer, Sampler
@@ -236,6 +251,12 @@ async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint) -> bool:
         bar.update()
         checkpoint.save_if_due()
 
+    def on_first() -> None:
+        say(f"\n{plan.estimate(ledger, first_rows)}")
+
+    budget = budget_of(plan)
+    is_new = any(plan.is_undone(ledger, row) for row in range(min(FIRST_ITEMS, len(ledger.rows))))
+    first_rows = FIRST_ITEMS if alone and is_new and (plan.is_hosted or budget is not None) else 0
     try:
         sampler = Sampler(
             ledger,
@@ -245,6 +266,9 @@ async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint) -> bool:
             escalate=source("escalated") if options.escalate else None,
             rationalize=Rationalizer(source("rationalized"), source("recovered")) if options.rationalize else None,
             on_draw=on_draw,
+            refusal=lambda running: "" if budget is None else budget.refusal(plan.use(ledger), running),
+            first_rows=first_rows,
+            on_first=on_first,
         )
         totals = ledger.totals
         text = progress_text(
@@ -262,7 +286,10 @@ async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint) -> bool:
         bar = ProgressBar(len(ledger.rows), state)
         if (last := checkpoint.last_record()) is not None:
             sampler.complete_group(last)
-        return await draw_until_done(sampler.pool, sampler.run(), bar)
+        done = await draw_until_done(sampler.pool, sampler.run(), bar)
+        if sampler.pool.ended:
+            raise BudgetError(sampler.pool.ended)
+        return done
     finally:
         for model in models.values():
             await model.close()

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.session import cost_usd
 from raters.records import ConfigError, DataError
 
 if TYPE_CHECKING:
     from pipelines.infer_traces import InferTracesOptions
+    from raters.budgets import Budget, Use
     from raters.corpora import Corpus
     from raters.corpus_files import Dimension
     from raters.gold import GoldMethod, LabelTable
     from raters.ledger import Ledger
     from raters.observations import Observations
+    from raters.prices import Price
     from raters.questions import Purpose, Question
     from raters.rater_files import RaterSpec
     from raters.runs import RunFolder
@@ -173,15 +175,110 @@ class Plan:
             "prompt_tokens": totals.prompt_tokens,
             "completion_tokens": totals.completion_tokens,
             "cost_usd": self.cost(ledger),
+            "prices": {purpose: price.as_record() for purpose, price in self.prices.items()},
             "seconds": round(seconds, 3),
         }
 
+    @property
+    def is_hosted(self) -> bool:
+        """Whether somebody may charge for a model that is asked."""
+        return any(self.model_spec(purpose).startswith("openai/") for purpose in self.questions)
+
+    @cached_property
+    def prices(self) -> Mapping[str, Price]:
+        """What each purpose's model costs, as far as that is known."""
+        from raters.prices import FREE, Price, price_table
+
+        options = self.options
+        if options.input_price is not None or options.output_price is not None:
+            given = Price(options.input_price or 0.0, options.output_price or 0.0, source="options")
+            return dict.fromkeys(self.questions, given)
+        table = price_table(None if options.prices is None else Path(options.prices))
+        specs = {purpose: self.model_spec(purpose) for purpose in self.questions}
+        known = {
+            purpose: table.get(spec, None if spec.startswith("openai/") else FREE) for purpose, spec in specs.items()
+        }
+        return {purpose: price for purpose, price in known.items() if price is not None}
+
     def cost(self, ledger: Ledger) -> float | None:
         """Return what the draws cost in USD; None if a hosted model has no price."""
-        options, totals = self.options, ledger.totals
-        hosted = any(self.model_spec(purpose).startswith("openai/") for purpose in self.questions)
-        tokens = (totals.prompt_tokens, totals.completion_tokens)
-        return cost_usd(*tokens, options.input_price, options.output_price, hosted=hosted)
+        from raters.prices import dearer
+
+        prices, totals = self.prices, ledger.totals
+        if prices.keys() < self.questions.keys():
+            return None
+        by_chance = dict(prices)
+        if "recovered" in prices:  # its tokens stand with those of the explanation
+            by_chance["rationalized"] = dearer(prices["rationalized"], prices["recovered"])
+        return sum(
+            by_chance.get(chance, prices["first"]).usd(read, totals.written_by_chance[chance])
+            for chance, read in totals.read_by_chance.items()
+        )
+
+    def use(self, ledger: Ledger) -> Use:
+        """Return what the draws have used; nothing in USD if that is unknown."""
+        from raters.budgets import Use
+        from raters.drawing import REFUSED
+
+        totals = ledger.totals
+        draws, refused = sum(totals.draws.values()), totals.finish_reasons[REFUSED]
+        tokens, usd = totals.prompt_tokens + totals.completion_tokens, self.cost(ledger)
+        # What was refused is free, as far as anybody says.
+        return Use(draws - totals.uncounted, tokens, usd or 0.0, max(totals.uncounted - refused, 0))
+
+    def estimate(self, ledger: Ledger, first_rows: int) -> str:
+        """Return what the run will use, as a line for the user, once its first rows are drawn for."""
+        from raters.budgets import estimate
+
+        options, used = self.options, self.use(ledger)
+        full_rows, together = self.sampling.full_rows(len(ledger.rows)), options.samples_per_request
+        found = estimate(ledger, first_rows, full_rows, together, used, self.cost(ledger) is not None)
+        more = ", second chances not counted" if options.escalate or options.rationalize else ""
+        over = [
+            f"; over --{name.replace('_', '-')} {most}, so the run will end there with all that it has"
+            for name, each in (("max_cost", found.usd), ("max_total_tokens", found.tokens))
+            if (most := getattr(options, name)) is not None and found.low * (each or 0.0) > most
+        ]
+        return f"estimate from the first {first_rows} items: {found}{more}{''.join(over[:1])}"
+
+    def is_undone(self, ledger: Ledger, row: int) -> bool:
+        """Return True if a row needs further first draws."""
+        missing = ledger.missing("first", row)
+        full_rows = self.sampling.full_rows(len(ledger.rows))
+        return bool(missing) and missing[0] < ledger.draws_needed(row, "first", full_rows)
+
+
+def budget_of(plan: Plan) -> Budget | None:
+    """Return the most that a run may use; None if it may use whatever it takes."""
+    from raters.budgets import Budget, Use
+
+    options = plan.options
+    if options.max_cost is None and options.max_total_tokens is None:
+        return None
+    worst = max((price.usd(0, options.max_tokens) for price in plan.prices.values()), default=0.0)
+    return Budget(
+        options.max_cost, options.max_total_tokens, Use(1, options.max_tokens, worst), options.samples_per_request
+    )
+
+
+def _check_budget(plan: Plan) -> None:
+    """Refuse a budget that cannot be held."""
+    options = plan.options
+    given = [f"--{name.replace('_', '-')} {value}" for name in ("max_cost", "max_total_tokens")
+             if (value := getattr(options, name)) is not None]  # fmt: skip
+    if given and (options.engine != "local" or (options.workers or 1) > 1):
+        raise ConfigError(
+            f"{given[0]}: is held by one process that knows of every draw; leave out --workers and --engine"
+        )
+    if options.max_cost is not None:
+        for purpose in plan.questions:
+            if purpose not in plan.prices:
+                raise ConfigError(
+                    f"--max-cost {options.max_cost}: nobody says what {plan.model_spec(purpose)} costs; give "
+                    "--input-price and --output-price, or --prices with a file such as data/prices.yaml"
+                )
+        if not any(price.input or price.output for price in plan.prices.values()):
+            raise ConfigError(f"--max-cost {options.max_cost}: no model of the run costs anything; leave it out")
 
 
 def read_inputs(options: InferTracesOptions) -> Plan:
@@ -238,7 +335,7 @@ def read_inputs(options: InferTracesOptions) -> Plan:
         observations = fit_to_corpus(corpus, dimension.scale, training)
         if rater is not None and rater.question.observations is not None:
             observations = rater.question.observations
-    return Plan(
+    plan = Plan(
         options=options,
         corpus=corpus,
         dimension=dimension,
@@ -250,6 +347,8 @@ def read_inputs(options: InferTracesOptions) -> Plan:
         questions={name: Question(dimension, prompt, observations, _PURPOSES[name]) for name, prompt in loaded.items()},
         out=stage_folder(options.out, corpus, dimension.name, "infer_traces"),
     )
+    _check_budget(plan)
+    return plan
 
 
 def _as_rater(
@@ -306,7 +405,8 @@ def _check_options(options: InferTracesOptions, dimension: Dimension) -> None:
         )
     if options.samples_per_request > 1 and not any((spec or "").startswith("openai/") for spec in specs):
         raise ConfigError(
-            f"--samples-per-request {options.samples_per_request}: is for openai/<name>, and no such model is asked for"
+            f"--samples-per-request {options.samples_per_request}: is for openai/<name>, and no such model is asked "
+            "for; leave it out"
         )
     if options.recover and not options.rationalize:
         raise ConfigError(f"--recover {options.recover}: is for --rationalize, which is not given; add it")

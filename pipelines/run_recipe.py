@@ -47,7 +47,8 @@ whose options and inputs are unchanged, and goes on with a step that was stopped
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 _NOT_OUTPUTS = frozenset({".lock", "manifest.json", "recipe.json"})
-_BOUNDS = frozenset({"input_price", "output_price", "concurrency", "ahead", "give_up", *EndpointOptions.model_fields})
+_BUDGETS = ("input_price", "output_price", "prices", "max_cost", "max_total_tokens")
+_BOUNDS = frozenset({*_BUDGETS, "concurrency", "ahead", "give_up", *EndpointOptions.model_fields})
 _BOUNDS_OF_REFINING = frozenset(
     {"max_requests", "max_tokens", "max_cost", "rounds", "patience", "max_proposals", "test"}
 )

@@ -159,7 +159,7 @@ def open_infer_traces(options: Mapping[str, Any]) -> Callable[[Shard], bool]:
         ledger.replay(checkpoint.recover())
         try:
             if ledger.has_work(plan.sampling.full_rows(len(ledger.rows))):
-                return run_loop(draw(plan, ledger, checkpoint))
+                return run_loop(draw(plan, ledger, checkpoint, alone=False))
             return True
         finally:
             checkpoint.journal.close()

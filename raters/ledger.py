@@ -27,6 +27,7 @@ UNDRAWN = -np.inf
 UNREADABLE = np.nan
 """In `Ledger.numbers`: this draw's verdict could not be read."""
 CHANCES: tuple[Chance, ...] = ("first", "escalated", "rationalized")
+_COUNTERS = ("draws", "finish_reasons", "read_by_chance", "written_by_chance")
 _MATCHES = ("matched_draw", "matched_chance", "matched_offset")
 
 
@@ -41,6 +42,8 @@ class Totals:
         prompt_tokens: Read, as far as the models count.
         completion_tokens: Written, as far as the models count.
         uncounted: Draws whose tokens the model did not count.
+        read_by_chance: As `prompt_tokens`, by chance, since chances may have models of other prices.
+        written_by_chance: As `completion_tokens`.
     """
 
     draws: Counter[Chance] = field(default_factory=Counter)
@@ -49,6 +52,8 @@ class Totals:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     uncounted: int = 0
+    read_by_chance: Counter[Chance] = field(default_factory=Counter)
+    written_by_chance: Counter[Chance] = field(default_factory=Counter)
 
 
 class Ledger:
@@ -268,7 +273,7 @@ class Ledger:
             for unit, draw, offset in arrays["accepted"].tolist():
                 self.accepted.setdefault(unit, []).append((draw, offset))
         totals = facts["totals"]
-        self.totals = Totals(**{**totals, **{name: Counter(totals[name]) for name in ("draws", "finish_reasons")}})
+        self.totals = Totals(**{**totals, **{name: Counter(totals[name]) for name in _COUNTERS}})
         return True
 
     def part(self, rows: slice) -> dict[str, NDArray[Any]]:
@@ -303,4 +308,6 @@ class Ledger:
         totals.finish_reasons[record["finish_reason"]] += 1
         totals.prompt_tokens += record["prompt_tokens"] or 0
         totals.completion_tokens += record["completion_tokens"] or 0
+        totals.read_by_chance[record["chance"]] += record["prompt_tokens"] or 0
+        totals.written_by_chance[record["chance"]] += record["completion_tokens"] or 0
         totals.uncounted += record["completion_tokens"] is None

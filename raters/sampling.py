@@ -103,6 +103,8 @@ class Sampler:
         rationalize: The label-conditioned second chance for labels that are still unmatched.
         on_draw: Called after every draw.
         refusal: From the number of requests in flight to why no further one may begin; empty if it may.
+        first_rows: Rows that are drawn for before all others begin, if there are others.
+        on_first: Called once they have their first draws.
 
     Attributes:
         giving_up: Which rows are given up; None if none ever is, or `run` has not begun.
@@ -120,8 +122,11 @@ class Sampler:
         rationalize: Rationalizer | None = None,
         on_draw: Callable[[], None] = lambda: None,
         refusal: Callable[[int], str] = lambda running: "",
+        first_rows: int = 0,
+        on_first: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare; nothing is drawn yet."""
+        self._first_rows, self._on_first = first_rows, on_first
         self.ledger, self.journal, self.source, self.options = ledger, journal, source, options
         self.escalate, self.rationalize = escalate, rationalize
         self._on_draw = on_draw
@@ -145,6 +150,11 @@ class Sampler:
         """
         self.giving_up = giving_up_of(self.ledger, self.options)
         rows = range(len(self.ledger.rows))
+        if 0 < self._first_rows < len(rows):
+            # Nothing ahead, since there are other items.
+            await self.pool.work(self._inferences("first", self.source, rows[: self._first_rows], ahead=False))
+            if not self.pool.ending:
+                self._on_first()
         await self.pool.work(self._inferences("first", self.source, rows))
         if self.escalate is not None:
             await self.pool.work(self._inferences("escalated", self.escalate, self._open_rows()))
@@ -180,7 +190,9 @@ class Sampler:
     def _open_rows(self) -> list[int]:
         return [row for row in range(len(self.ledger.rows)) if self.ledger.unmatched(row)]
 
-    def _inferences(self, chance: Chance, source: Source, rows: Iterable[int]) -> Iterator[Job | None]:
+    def _inferences(
+        self, chance: Chance, source: Source, rows: Iterable[int], *, ahead: bool = True
+    ) -> Iterator[Job | None]:
         """Return the jobs of a chance."""
         options, most = self.options, self.ledger.numbers[chance].shape[1]
         return Schedule(
@@ -190,7 +202,7 @@ class Sampler:
             needs_all=partial(self._is_full, chance),
             draw=partial(self._infer, chance, source),
             together=options.together,
-            ahead=options.ahead,
+            ahead=options.ahead and ahead,
             giving_up=self.giving_up if chance == "first" else None,
         )
 

@@ -17,6 +17,7 @@ from tests.small_corpora import ORDINAL_5, rating, varied_texts, write_corpus
 from tests.stage_runs import Record, kill, read, run_alone, started, strict, wait_until
 
 ITEMS, CONCURRENCY = 40, 4
+GIVEN_UP_ITEMS = 100  # the first 50 never are
 DELAY_SECONDS = 0.005
 
 
@@ -118,15 +119,23 @@ def rate_items(corpus: Path, server: ScriptedServer) -> Job:
     return Job("rate_items", arguments, server, "ratings.jsonl", ("verdicts.jsonl",))
 
 
+def give_up(corpus: Path, server: ScriptedServer) -> Job:
+    texts = varied_texts(GIVEN_UP_ITEMS)
+    labels = {item_id: {"ann": 1 + n % 5} for n, item_id in enumerate(texts)}
+    larger = write_corpus(corpus.parent / "larger", labels, ORDINAL_5, inputs=texts)
+    return infer_traces(larger, server, "--give-up", 0.75)
+
+
 JOBS: dict[str, Callable[[Path, ScriptedServer], Job]] = {
     "infer_traces": infer_traces,
     "per annotator": lambda corpus, server: infer_traces(corpus, server, "--labels", "per-annotator"),
     "ahead": lambda corpus, server: infer_traces(corpus, server, "--ahead"),
+    "give up": give_up,
     "rate_items": rate_items,
 }
 
 
-@pytest.mark.parametrize("name", ["per annotator", "ahead", "rate_items"])
+@pytest.mark.parametrize("name", ["per annotator", "ahead", "give up", "rate_items"])
 def test_a_run_that_is_killed_while_it_draws_is_the_run(name: str, corpus: Path, tmp_path: Path) -> None:
     chance = random.Random(name)
     with ScriptedServer(answer) as server:
