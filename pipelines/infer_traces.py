@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import EndpointOptions, parse_options
+from pipelines.options import BudgetOptions, parse_options
 from pipelines.session import draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
 from raters.records import MOST_DRAWS, BudgetError, JudgeseyeError, StorageError
@@ -39,7 +39,7 @@ Writes to --out: candidates.jsonl (every draw), traces.jsonl (kept ones), unmatc
 utilisation.svg, split.json, manifest.json. The same command again continues where it stopped."""
 
 
-class InferTracesOptions(EndpointOptions):
+class InferTracesOptions(BudgetOptions):
     """Options of infer_traces."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
@@ -100,11 +100,6 @@ class InferTracesOptions(EndpointOptions):
     engine: Literal["local", "ray"] = Field("local", description="where workers are: processes here, or actors of Ray")
     workers: int | None = Field(None, ge=1, le=1024, description="who draw, each for a share of the items (default: 1)")
     ray_address: str | None = Field(None, description="cluster of --engine ray; RAY_ADDRESS, or this machine")
-    input_price: float | None = Field(None, ge=0, description="USD for a million tokens read, whatever the model")
-    output_price: float | None = Field(None, ge=0, description="USD for a million tokens written")
-    prices: str | None = Field(None, description="file of prices by model, as data/prices.yaml is one")
-    max_cost: float | None = Field(None, ge=0, description="budget: most USD of the run, earlier sessions included")
-    max_total_tokens: int | None = Field(None, ge=0, description="budget: most tokens of the run, read and written")
     out: str | None = Field(None, description="folder of this run (default: runs/<corpus>[-<dimension>]/infer_traces)")
     new: bool = Field(False, description="start over; a run that stands in --out is kept beside it")
     show: int = Field(0, ge=0, description="print this many kept traces beside their items")
@@ -224,7 +219,6 @@ async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint, *, alone: boo
     Raises:
         BudgetError: The budget is spent.
     """
-    from pipelines.inference import budget_of
     from pipelines.screen import ProgressBar, say
     from raters.budgets import FIRST_ITEMS
     from raters.drawing import Source
@@ -254,7 +248,8 @@ async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint, *, alone: boo
     def on_first() -> None:
         say(f"\n{plan.estimate(ledger, first_rows)}")
 
-    budget = budget_of(plan)
+    together = options.samples_per_request
+    budget = options.budget(plan.prices.values(), options.max_tokens, together)
     is_new = any(plan.is_undone(ledger, row) for row in range(min(FIRST_ITEMS, len(ledger.rows))))
     first_rows = FIRST_ITEMS if alone and is_new and (plan.is_hosted or budget is not None) else 0
     try:

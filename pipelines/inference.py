@@ -15,7 +15,7 @@ from raters.records import ConfigError, DataError
 
 if TYPE_CHECKING:
     from pipelines.infer_traces import InferTracesOptions
-    from raters.budgets import Budget, Use
+    from raters.budgets import Use
     from raters.corpora import Corpus
     from raters.corpus_files import Dimension
     from raters.gold import GoldMethod, LabelTable
@@ -187,18 +187,9 @@ class Plan:
     @cached_property
     def prices(self) -> Mapping[str, Price]:
         """What each purpose's model costs, as far as that is known."""
-        from raters.prices import FREE, Price, price_table
-
-        options = self.options
-        if options.input_price is not None or options.output_price is not None:
-            given = Price(options.input_price or 0.0, options.output_price or 0.0, source="options")
-            return dict.fromkeys(self.questions, given)
-        table = price_table(None if options.prices is None else Path(options.prices))
         specs = {purpose: self.model_spec(purpose) for purpose in self.questions}
-        known = {
-            purpose: table.get(spec, None if spec.startswith("openai/") else FREE) for purpose, spec in specs.items()
-        }
-        return {purpose: price for purpose, price in known.items() if price is not None}
+        known = self.options.known_prices(specs.values())
+        return {purpose: known[spec] for purpose, spec in specs.items() if spec in known}
 
     def cost(self, ledger: Ledger) -> float | None:
         """Return what the draws cost in USD; None if a hosted model has no price."""
@@ -234,51 +225,13 @@ class Plan:
         full_rows, together = self.sampling.full_rows(len(ledger.rows)), options.samples_per_request
         found = estimate(ledger, first_rows, full_rows, together, used, self.cost(ledger) is not None)
         more = ", second chances not counted" if options.escalate or options.rationalize else ""
-        over = [
-            f"; over --{name.replace('_', '-')} {most}, so the run will end there with all that it has"
-            for name, each in (("max_cost", found.usd), ("max_total_tokens", found.tokens))
-            if (most := getattr(options, name)) is not None and found.low * (each or 0.0) > most
-        ]
-        return f"estimate from the first {first_rows} items: {found}{more}{''.join(over[:1])}"
+        return options.estimate_line(first_rows, found, more)
 
     def is_undone(self, ledger: Ledger, row: int) -> bool:
         """Return True if a row needs further first draws."""
         missing = ledger.missing("first", row)
         full_rows = self.sampling.full_rows(len(ledger.rows))
         return bool(missing) and missing[0] < ledger.draws_needed(row, "first", full_rows)
-
-
-def budget_of(plan: Plan) -> Budget | None:
-    """Return the most that a run may use; None if it may use whatever it takes."""
-    from raters.budgets import Budget, Use
-
-    options = plan.options
-    if options.max_cost is None and options.max_total_tokens is None:
-        return None
-    worst = max((price.usd(0, options.max_tokens) for price in plan.prices.values()), default=0.0)
-    return Budget(
-        options.max_cost, options.max_total_tokens, Use(1, options.max_tokens, worst), options.samples_per_request
-    )
-
-
-def _check_budget(plan: Plan) -> None:
-    """Refuse a budget that cannot be held."""
-    options = plan.options
-    given = [f"--{name.replace('_', '-')} {value}" for name in ("max_cost", "max_total_tokens")
-             if (value := getattr(options, name)) is not None]  # fmt: skip
-    if given and (options.engine != "local" or (options.workers or 1) > 1):
-        raise ConfigError(
-            f"{given[0]}: is held by one process that knows of every draw; leave out --workers and --engine"
-        )
-    if options.max_cost is not None:
-        for purpose in plan.questions:
-            if purpose not in plan.prices:
-                raise ConfigError(
-                    f"--max-cost {options.max_cost}: nobody says what {plan.model_spec(purpose)} costs; give "
-                    "--input-price and --output-price, or --prices with a file such as data/prices.yaml"
-                )
-        if not any(price.input or price.output for price in plan.prices.values()):
-            raise ConfigError(f"--max-cost {options.max_cost}: no model of the run costs anything; leave it out")
 
 
 def read_inputs(options: InferTracesOptions) -> Plan:
@@ -347,7 +300,10 @@ def read_inputs(options: InferTracesOptions) -> Plan:
         questions={name: Question(dimension, prompt, observations, _PURPOSES[name]) for name, prompt in loaded.items()},
         out=stage_folder(options.out, corpus, dimension.name, "infer_traces"),
     )
-    _check_budget(plan)
+    options.check_budget(
+        [plan.model_spec(purpose) for purpose in plan.questions],
+        several=options.engine != "local" or (options.workers or 1) > 1,
+    )
     return plan
 
 

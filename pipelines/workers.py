@@ -183,7 +183,7 @@ def open_rate_items(options: Mapping[str, Any]) -> Callable[[Shard], bool]:
         checkpoint = Checkpoint(Journal(shard.journal), sheet)
         sheet.replay(checkpoint.recover())
         try:
-            return sheet.rows_done == len(plan.items) or run_loop(draw(plan, sheet, checkpoint))
+            return sheet.rows_done == len(plan.items) or run_loop(draw(plan, sheet, checkpoint, alone=False))
         finally:
             checkpoint.journal.close()
 

@@ -13,7 +13,7 @@ import numpy as np
 from raters.ledger import Ledger
 
 FIRST_ITEMS = 10
-"""What an estimate is made from."""
+"""What an estimate is made from; more than the refusals that end a run, or some could be held back beyond them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +96,13 @@ class Estimate:
 
     def __str__(self) -> str:
         """Return it in words."""
-        whole = f"{self.draws:,.0f} draws ({self.low:,.0f} to {self.high:,.0f}, {self.most:,} at the most)"
-        tokens = f"{self.draws * self.tokens:,.0f} tokens"
+        known = self.low == self.most
+        spread = "" if known else f" ({self.low:,.0f} to {self.high:,.0f}, {self.most:,} at the most)"
+        whole = f"{self.draws:,.0f} draws{spread}, {self.draws * self.tokens:,.0f} tokens"
         if self.usd is None:
-            return f"{whole}, {tokens}, cost unknown"
+            return f"{whole}, cost unknown"
         low, high, most = (f"${count * self.usd:,.2f}" for count in (self.low, self.high, self.most))
-        return f"{whole}, {tokens}, ${self.draws * self.usd:,.2f} ({low} to {high}, {most} at the most)"
+        return f"{whole}, ${self.draws * self.usd:,.2f}" + ("" if known else f" ({low} to {high}, {most} at the most)")
 
 
 def estimate(ledger: Ledger, first: int, full_rows: int, together: int, used: Use, usd_known: bool) -> Estimate:

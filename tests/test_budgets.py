@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from pipelines.infer_traces import STAGE, main
+from pipelines.rate_items import STAGE as RATING
+from pipelines.rate_items import main as rate_items
 from raters.budgets import Budget, Use, estimate
 from tests.scripted_server import Answer, Fault, ScriptedServer
 from tests.small_corpora import ORDINAL_5, ScriptedModel, rating, small_corpus, start_run, write_corpus
@@ -76,6 +78,7 @@ def test_an_estimate_is_what_the_first_items_needed(tmp_path: Path) -> None:
         == "250 draws (152 to 348, 400 at the most), 50,000 tokens, $5.00 ($3.04 to $6.96, $8.00 at the most)"
     )
     # Items that get all their draws are known to.
+    assert str(estimate(run.ledger, 10, 100, 1, used, usd_known=True)) == "400 draws, 80,000 tokens, $8.00"
     assert estimate(run.ledger, 10, 40, 1, used, usd_known=True).draws == 40 * 4 + 60 * 2.5
     assert estimate(run.ledger, 10, 0, 4, used, usd_known=True).draws == 400
     assert estimate(run.ledger, 10, 0, 1, used, usd_known=False).usd is None
@@ -118,7 +121,7 @@ def test_an_estimate_is_told_before_other_items_begin(tmp_path: Path, run: Run) 
         last = max(place for place, item in enumerate(items) if item in first)
         assert set(items[: last + 1]) == first
         # Finished, or gone on with, it is not told again.
-        assert "estimate" not in run(*asked).err
+        assert "estimate from" not in run(*asked).err
 
 
 def test_a_budget_ends_a_run_with_all_it_has_and_more_of_it_goes_on(tmp_path: Path, run: Run) -> None:
@@ -213,6 +216,29 @@ def test_what_was_refused_is_free(tmp_path: Path, run: Run) -> None:
         run(*command(tmp_path, server), "--max-total-tokens", 5_000, status=1)
     manifest = strict(tmp_path / "run" / "manifest.json")
     assert manifest["prompt_tokens"] + manifest["completion_tokens"] == 5_000
+
+
+def test_ratings_have_estimate_and_budget_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_the_user(tmp_path, monkeypatch)
+    rate = calls_of(RATING, rate_items, monkeypatch, capsys)
+    table = tmp_path / "mine.yaml"
+    table.write_text("openai/mine: {input: 1000, output: 1000, as_of: 2025-06-30}\n")  # 10 cents a draw
+    with ScriptedServer(answer) as server:
+        asked = ["--corpus", corpus_of(tmp_path / "corpus", 30), "--split", "all", "--draws", 2, "--concurrency", 4]
+        asked += ["--model", "openai/mine", "--base-url", server.base_url, "--out", tmp_path / "run"]
+        refused_line(rate, tmp_path, *asked, "--max-cost", 2, names=["--max-cost 2.0", "openai/mine", "--prices"])
+        outcome = rate(*asked, "--prices", table, "--max-cost", 2, status=1)
+        assert "estimate from the first 10 items: 60 draws, 6,000 tokens, $6.00; over --max-cost 2.0" in outcome.err
+        assert outcome.err.strip().splitlines()[-1].startswith("rate_items: --max-cost 2.0: $2 are spent")
+        assert len(server.requests) == len(read(tmp_path / "run" / "ratings.jsonl")) == 20
+        manifest = strict(tmp_path / "run" / "manifest.json")
+        assert (manifest["status"], manifest["price"]["as_of"]) == ("stopped", "2025-06-30")
+        outcome = rate(*asked, "--prices", table)
+        assert "estimate from" not in outcome.err
+        assert "$6.00" in outcome.out
+        assert len(server.requests) == 60
 
 
 def test_a_budget_of_a_process_of_its_own_says_how_to_go_on(tmp_path: Path) -> None:
