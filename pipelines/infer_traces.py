@@ -251,7 +251,7 @@ async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint, *, alone: boo
     together = options.samples_per_request
     budget = options.budget(plan.prices.values(), options.max_tokens, together)
     is_new = any(plan.is_undone(ledger, row) for row in range(min(FIRST_ITEMS, len(ledger.rows))))
-    first_rows = FIRST_ITEMS if alone and is_new and (plan.is_hosted or budget is not None) else 0
+    first_rows = FIRST_ITEMS if alone and is_new and (plan.is_paid or budget is not None) else 0
     try:
         sampler = Sampler(
             ledger,

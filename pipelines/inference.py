@@ -179,17 +179,17 @@ class Plan:
             "seconds": round(seconds, 3),
         }
 
-    @property
-    def is_hosted(self) -> bool:
-        """Whether somebody may charge for a model that is asked."""
-        return any(self.model_spec(purpose).startswith("openai/") for purpose in self.questions)
-
     @cached_property
     def prices(self) -> Mapping[str, Price]:
         """What each purpose's model costs, as far as that is known."""
         specs = {purpose: self.model_spec(purpose) for purpose in self.questions}
         known = self.options.known_prices(specs.values())
         return {purpose: known[spec] for purpose, spec in specs.items() if spec in known}
+
+    @property
+    def is_paid(self) -> bool:
+        """Whether a model that is asked is known to cost something."""
+        return any(price.input or price.output for price in self.prices.values())
 
     def cost(self, ledger: Ledger) -> float | None:
         """Return what the draws cost in USD; None if a hosted model has no price."""
@@ -201,6 +201,7 @@ class Plan:
         by_chance = dict(prices)
         if "recovered" in prices:  # its tokens stand with those of the explanation
             by_chance["rationalized"] = dearer(prices["rationalized"], prices["recovered"])
+        # A chance of an earlier session that is not asked for any more is reckoned as the first.
         return sum(
             by_chance.get(chance, prices["first"]).usd(read, totals.written_by_chance[chance])
             for chance, read in totals.read_by_chance.items()

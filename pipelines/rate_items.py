@@ -375,7 +375,7 @@ async def draw(plan: _Plan, sheet: RatingSheet, checkpoint: Checkpoint, *, alone
 
         bar = ProgressBar(len(sheet.items), state)
         budget = options.budget(filter(None, [plan.price]), plan.spec.settings.max_tokens)
-        told = plan.spec.model.startswith("openai/") or budget is not None
+        told = budget is not None or (plan.price is not None and bool(plan.price.input or plan.price.output))
         run = RatingRun(
             sheet,
             checkpoint.journal,

@@ -78,7 +78,6 @@ class Schedule(Iterator[Job | None]):
         self._rows = iter(rows)
         self._missing, self._needed, self._needs_all, self._draw = missing, needed, needs_all, draw
         self._together, self._ahead, self._giving_up = together, ahead, giving_up
-        self._of_a_full_row: Iterator[Sequence[int]] = iter(())
         self._full_row: _Open | None = None
         self._ready: deque[_Open] = deque()
         self._waiting: list[_Open] = []
