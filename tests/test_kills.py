@@ -156,7 +156,10 @@ def test_a_run_that_is_killed_while_it_draws_is_the_run(name: str, corpus: Path,
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize(("name", "kills"), [("infer_traces", 100), ("per annotator", 30), ("rate_items", 30)])
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [("infer_traces", 100), ("per annotator", 30), ("ahead", 30), ("give up", 30), ("rate_items", 30)],
+)
 def test_runs_that_are_killed_at_random_moments_are_the_run(
     name: str, kills: int, corpus: Path, tmp_path: Path
 ) -> None:

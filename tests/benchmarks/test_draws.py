@@ -43,7 +43,29 @@ COVERAGES = (1.0, 0.97, 0.90)
 LIMITS = (0.47, 0.40, 0.26)
 """Of the mean ratio of draws to 16 an item, for rules that see failures alone."""
 TOLERANCE = 0.02
-CHANCES = (0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+CHANCES = (
+    0,
+    0.01,
+    0.02,
+    0.03,
+    0.05,
+    0.07,
+    0.1,
+    0.13,
+    0.16,
+    0.2,
+    0.25,
+    0.3,
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.9,
+    0.95,
+    0.98,
+    0.995,
+)
 """Values of --give-up that are tried."""
 RATERS = ((0.35, 1.0), (0.5, 1.2), (0.35, 0.8), (0.5, 1.0), (0.8, 1.2), (0.7, 0.8))
 """(spread of an item's verdicts, error of the rater for an item), in labels."""
