@@ -275,7 +275,7 @@ def read_inputs(options: InferTracesOptions) -> Plan:
         check_spec(spec)
     for name, asked in (("rationalize", options.rationalize), ("recover", options.recover or options.model)):
         if options.rationalize and asked == STUDENT:
-            raise ConfigError(f"--{name} student: has learned to rate and nothing else; give another model")
+            raise ConfigError(f"--{name} student: it has learned to rate alone; give another model")
     loaded = {purpose: load_prompt(name) for purpose, name in prompts.items()}
     if rater is not None and options.prompt is None:
         loaded["first"] = rater.question.prompt

@@ -97,7 +97,7 @@ def read_inputs(options: RefineGuidelineOptions) -> Plan:
             raise ConfigError(f"--writer {spec}: is a rater and cannot write; give extractive, hf/... or openai/...")
         if spec == STUDENT:
             raise ConfigError(
-                f"--explain or --recover {spec}: has learned to rate and nothing else; give another model"
+                f"--explain or --recover {spec}: it has learned to rate alone; give another model"
             )
     run = TraceRun.read(Path(options.traces), options.corpus)
     _check_labels(run, options)

@@ -95,4 +95,6 @@ def _measure(exercise: Exercise, reasoning: str, answer: str, tally: Tally) -> N
     follows = applied == [rule for rule in stated if rule.split()[0] in exercise.levels]
     begins = (start[1] is None and begun == [start[2]]) or (start[1] is not None and not begun)
     guesses = any(step is not None and step[5] for step in read)
-    tally.note("guideline", follows and begins and guesses != ("rest ignored" in exercise.rules))
+    unstated = set(exercise.levels) - {rule.split()[0] for rule in stated}
+    may_guess = bool(unstated) and "rest ignored" not in exercise.rules
+    tally.note("guideline", follows and begins and guesses == may_guess)

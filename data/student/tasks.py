@@ -18,10 +18,17 @@ from raters.observations import LEVELS, STATISTICS, render_levels
 from raters.prompts import Prompt, load_prompt
 from raters.scales import AnyScale, IntervalScale, NominalScale, OrdinalScale, PairwiseScale
 
-Kind = Literal["restate", "many", "few", "at-once", "rate-first"]
+Kind = Literal["copy", "restate", "look-up", "many", "few", "at-once", "rate-first"]
 _PROMPTS = {"at-once": "embedded/rate_at_once", "rate-first": "embedded/rate_first"}
 _OF_ONE_TEXT = STATISTICS[:-3]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_WORDS = (
+    *(f" {name}" for name in STATISTICS),
+    *(f" {rung}" for rung in RUNGS),
+    *(f" is {level}" for level in LEVELS),
+    *_LETTERS,
+    *"0123456789",
+)
 ORACLE_RULES = ("start at five", "richness helps twice", "length helps once", "capitals hurts once", "rest ignored")
 
 
@@ -88,9 +95,13 @@ def random_rules(chance: random.Random, names: Sequence[str], kind: Kind) -> lis
 
 def exercise(chance: random.Random, kind: Kind) -> Exercise:
     """Return a random exercise of a kind."""
+    if kind == "copy":
+        return _copying(chance)
     names = list(STATISTICS if chance.random() < 0.6 else _OF_ONE_TEXT)
     if chance.random() < 0.4:  # fewer, and in another order, so that places teach nothing
         names = chance.sample(names, chance.randint(4, len(names)))
+    if kind == "look-up" and chance.random() < 0.7:
+        names = chance.sample(STATISTICS, chance.randint(2, 6))
     levels = {name: chance.randrange(len(LEVELS)) for name in names}
     scale = random_scale(chance)
     rules = random_rules(chance, names, kind)
@@ -100,6 +111,11 @@ def exercise(chance: random.Random, kind: Kind) -> Exercise:
         lines = "\n".join(f"- {rule}." for rule in rules)
         prompt = f"Guideline:\n{lines}\nRestate."
         return Exercise(kind, prompt, f"{THINK_OPEN}\n{lines}\n{THINK_CLOSE}\n\n", tuple(rules), {}, ())
+    if kind == "look-up":
+        wanted = chance.choices(names, k=chance.randint(8, 30))
+        lines = "\n".join(f"- {name} is {LEVELS[levels[name]]} {name}." for name in wanted)
+        prompt = f"{subject}: {render_levels(levels)}\nObserve."
+        return Exercise(kind, prompt, f"{THINK_OPEN}\n{lines}\n{THINK_CLOSE}\n\n", (), levels, ())
     template = _prompt(_PROMPTS.get(kind, "embedded/rate"))
     prompt = template.fill(rules=rules, ladder=ladder, subject=subject, observations=render_levels(levels))
     completion = answer(prompt, chance.getrandbits(48), _SETTINGS)
@@ -111,6 +127,20 @@ def exercise(chance: random.Random, kind: Kind) -> Exercise:
     rungs = ladder.split(". ")
     labels = tuple(rung.partition(" ")[2].removesuffix("." if place == 9 else "") for place, rung in enumerate(rungs))
     return Exercise(kind, prompt, written, tuple(rules), levels, labels)
+
+
+def _copying(chance: random.Random) -> Exercise:
+    """Return a random row of words, none of which comes twice, to be said again in random parts.
+
+    What follows a word can be told by nothing but finding the word. A network that has only seen lines said again in
+    their order finds them by their place, and then never learns to find anything by its name.
+    """
+    row = chance.sample(_WORDS, chance.randint(4, 30))
+    said: list[str] = []
+    while len(said) < 40:
+        begin = chance.randrange(len(row) - 1)
+        said += row[begin : begin + chance.randint(2, 5)]
+    return Exercise("copy", "".join(row), "".join(said), (), {}, ())
 
 
 def oracle_exercise(chance: random.Random) -> Exercise:

@@ -27,7 +27,7 @@ def pieces() -> list[str]:
     return [
         *("<think>\n-", "<think>\n", "</think>\n\n", "<rating>", "</rating>"),
         *("user\n", "assistant\n", "Guideline:", "\n-", ".\n-", ".\n", "\n"),
-        *("Think, then rate.", "Rate at once.", "Rate, then think.", "Restate."),
+        *("Think, then rate.", "Rate at once.", "Rate, then think.", "Restate.", "Observe."),
         *("Text:", "A against B:", " against "),
         f"Scale: {RUNGS[0]} ",
         *(f". {word} " for word in RUNGS[1:]),

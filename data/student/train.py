@@ -25,6 +25,7 @@ from typing import Any
 from data.student.fields import GATES, measure
 from data.student.tasks import Exercise, Kind, exercise, oracle_exercise
 from data.student.tokenizer import CONTEXT_TOKENS, make_tokenizer
+from raters.observations import LEVELS, STATISTICS
 
 SIZES = {
     "hidden_size": 128,
@@ -34,20 +35,23 @@ SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 32,
 }
-INITIAL_SPREAD = 0.05
-STEPS, BATCH, SEED = 4000, 32, 0
-WARMUP_STEPS, DECAY_FROM, LEAST_RATE = 100, 0.6, 0.02
-MATRIX_RATE, OTHER_RATE, WEIGHT_DECAY, MOST_GRADIENT_NORM = 0.02, 2.5e-3, 0.05, 1.0
+INITIAL_SPREAD = 0.02
+STEPS, BATCH, SEED = 3000, 32, 0
+WARMUP_STEPS, DECAY_FROM, LEAST_RATE = 100, 0.5, 0.02
+RATE, BETAS, WEIGHT_DECAY, MOST_GRADIENT_NORM = 2.5e-3, (0.9, 0.95), 0.05, 1.0
 CURRICULUM: tuple[tuple[float, dict[Kind, int]], ...] = (
-    (0.08, {"restate": 6, "many": 4}),
-    (0.5, {"restate": 2, "many": 13, "few": 4, "at-once": 1}),
+    (0.1, {"copy": 6, "restate": 2, "look-up": 2}),
+    (0.2, {"copy": 2, "restate": 3, "look-up": 1, "many": 6}),
+    (0.5, {"copy": 1, "restate": 2, "look-up": 1, "many": 12, "few": 4, "at-once": 1}),
     (1.0, {"restate": 1, "many": 10, "few": 7, "at-once": 1, "rate-first": 1}),
 )
-"""(until which share of the steps, how often each kind); restating comes first, guessing last."""
+"""(until which share of the steps, how often each kind); copying comes first, guessing last."""
 BLOCK = 8
 """Batches that are made together, so that each can be of rows about as long as each other."""
 SAVE_STEPS, TELL_STEPS, TOLD_DRAWS = 400, 100, 60
 MEASURED_DRAWS, ORACLE_ITEMS, ORACLE_STEPS, ORACLE_RATE, RATED_ITEMS = 600, 400, 200, 3e-3, 300
+MOST_TOKENS = 320
+"""Of a draw; the longest trace of a full guideline has 200."""
 _UNSEEN = "measured"
 """Part of the seed of exercises that nothing is learned from."""
 
@@ -120,28 +124,35 @@ def new_model(tokenizer: Any, seed: int) -> Any:
         bos_token_id=None,
         **SIZES,
     )
-    return library.Qwen3ForCausalLM(config)
+    model = library.Qwen3ForCausalLM(config)
+    embedding = model.get_input_embeddings().weight.data
+    for name in STATISTICS:
+        for level in LEVELS:
+            # An observation begins as the sum of its name and its level, as if it were two tokens.
+            whole, *parts = (
+                tokenizer.convert_tokens_to_ids(piece) for piece in (f" {name} is {level}.", f" {name}", f" is {level}")
+            )
+            embedding[whole] = embedding[parts].sum(0) / math.sqrt(2)
+    return model
 
 
-def optimizers(model: Any) -> list[Any]:
-    """Return Muon (Jordan et al. 2024) for matrices and AdamW for embeddings and norms.
+def optimizer(model: Any) -> Any:
+    """Return AdamW, without decay of norms.
 
-    With AdamW alone the student had not learned to copy a guideline after the time that this takes for everything.
+    Muon was tried for the matrices: it learned to restate guidelines sooner, and never to look anything up.
     """
     import torch
 
-    embedding = model.get_input_embeddings().weight
     weights = list(model.parameters())
-    matrices = [weight for weight in weights if weight.ndim == 2 and weight is not embedding]
-    others = [weight for weight in weights if weight.ndim != 2 or weight is embedding]
-    return [
-        torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.0),
+    groups = [
+        {"params": [weight for weight in weights if weight.ndim == 2], "weight_decay": WEIGHT_DECAY},
+        {"params": [weight for weight in weights if weight.ndim != 2], "weight_decay": 0.0},
     ]
+    return torch.optim.AdamW(groups, lr=RATE, betas=BETAS)
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Return the share of the learning rates that a step gets: a warm-up, a plateau, and a line down to the end."""
+    """Return the share of the learning rate that a step gets: a warm-up, a plateau, and a line down to the end."""
     rising = min(1.0, (step + 1) / WARMUP_STEPS)
     return rising * min(1.0, max(LEAST_RATE, (steps - step) / (steps * (1 - DECAY_FROM))))
 
@@ -151,8 +162,7 @@ def train(model: Any, tokenizer: Any, seed: int, steps: int, batch: int, checkpo
     import torch
     from torch.nn.functional import cross_entropy
 
-    steppers = optimizers(model)
-    rates = [group["lr"] for stepper in steppers for group in stepper.param_groups]
+    stepper = optimizer(model)
     begin, before = 0, 0.0
     identity = {"seed": seed, "steps": steps, "batch": batch}
     if checkpoint.exists():
@@ -160,34 +170,31 @@ def train(model: Any, tokenizer: Any, seed: int, steps: int, batch: int, checkpo
         if saved["identity"] == identity:
             begin, before = saved["step"], saved["seconds"]
             model.load_state_dict(saved["model"])
-            for stepper, state in zip(steppers, saved["optimizers"], strict=True):
-                stepper.load_state_dict(state)
+            stepper.load_state_dict(saved["optimizer"])
             print(f"going on from step {begin}", flush=True)
     embedding = model.get_input_embeddings().weight
     began, losses = time.monotonic(), []
     model.train()
     for step, rows in enumerate(batches(tokenizer, seed, steps, batch, begin), begin):
-        groups = [group for stepper in steppers for group in stepper.param_groups]
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate * rate_at(step, steps)
+        for group in stepper.param_groups:
+            group["lr"] = RATE * rate_at(step, steps)
         ids, labels = tensors(rows, tokenizer.pad_token_id)
         learned = labels[:, 1:] != -100
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][learned]
         loss = cross_entropy(hidden @ embedding.T, labels[:, 1:][learned])
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), MOST_GRADIENT_NORM)
-        for stepper in steppers:
-            stepper.step()
-            stepper.zero_grad()
+        stepper.step()
+        stepper.zero_grad()
         losses.append(loss.item())
         seconds = before + time.monotonic() - began
         if (step + 1) % TELL_STEPS == 0 or step + 1 == steps:
             mean = math.fsum(losses[-TELL_STEPS:]) / len(losses[-TELL_STEPS:])
             print(f"step {step + 1:,} of {steps:,}  loss {mean:.4f}  {seconds:,.0f} s", flush=True)
         if (step + 1) % SAVE_STEPS == 0 and step + 1 < steps:
-            states = [stepper.state_dict() for stepper in steppers]
             saved = {"identity": identity, "step": step + 1, "seconds": seconds}
-            torch.save({**saved, "model": model.state_dict(), "optimizers": states}, checkpoint.with_suffix(".part"))
+            states = {"model": model.state_dict(), "optimizer": stepper.state_dict()}
+            torch.save({**saved, **states}, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
             save(model, tokenizer, checkpoint.parent)
             found = fields(checkpoint.parent, seed, TOLD_DRAWS)
@@ -201,7 +208,7 @@ def draw(loaded: Any, exercises: Sequence[Exercise], seed: int) -> list[tuple[Ex
     from raters.models.generation import generate, render
     from raters.models.protocol import SamplingSettings
 
-    settings = SamplingSettings(max_tokens=512)
+    settings = SamplingSettings(max_tokens=MOST_TOKENS)
     written: list[tuple[Exercise, str, str]] = []
     for first in range(0, len(exercises), 50):
         part = exercises[first : first + 50]
@@ -253,8 +260,13 @@ def lora_agreement(folder: Path, seed: int) -> float:
 
 
 def figures(folder: Path, seed: int) -> dict[str, float]:
-    """Return the share right of every field, and of LoRA on an oracle's traces."""
-    return {**fields(folder, seed, MEASURED_DRAWS), "lora": lora_agreement(folder, seed)}
+    """Return the share right of every field and, if these reach their gates, of LoRA on an oracle's traces."""
+    found = fields(folder, seed, TOLD_DRAWS)
+    if found["format"] < GATES["format"] / 2:
+        return found  # what cannot write at all is slow to measure
+    found = fields(folder, seed, MEASURED_DRAWS)
+    written = [found.get(name, 0.0) >= gate for name, gate in GATES.items() if name != "lora"]
+    return {**found, "lora": lora_agreement(folder, seed)} if all(written) else found
 
 
 def fields(folder: Path, seed: int, draws: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import json
+import random
 import shutil
 import sys
 import time
@@ -15,11 +16,26 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
-from raters.corpora import load_corpus
+from raters.corpora import Corpus, load_corpus
 from raters.corpus_files import Dimension
+from raters.dev_gate import quantities, said
+from raters.floor import floors
+from raters.gold import default_method, gold_labels
 from raters.journal import to_line, write_atomically
+from raters.models.embedded import STRENGTHS, answer
+from raters.models.protocol import SamplingSettings
+from raters.prompts import load_prompt
+from raters.questions import Question, fit_to_corpus
+from raters.rater_draws import read_draws
+from raters.rater_files import default_aggregate
+from raters.scales import OrdinalScale
 from raters.splits import split_corpus
+
+RULES_OF_A_POLICY = 3
+SIMULATED_ITEMS = {"train": 1000, "dev": 300, "test": 500}
+TRUE_GUIDELINE = "true.md"
 
 
 def stage(name: str, *arguments: object) -> None:
@@ -99,6 +115,71 @@ def _copy(folder: Path, out: Path, dimension: str | None) -> None:
     if dimension is not None:
         settings["dimensions"] = {dimension: settings["dimensions"][dimension]}
     write_atomically(out / "corpus.yaml", yaml.safe_dump(settings))
+
+
+def simulated_corpus(folder: Path, number: int, out: Path) -> tuple[Path, list[tuple[str, str, str]]]:
+    """Write a copy of a corpus that a hidden policy has labelled from 1 to 5, and beside it the guideline that says so.
+
+    Args:
+        folder: Whose texts.
+        number: Which policy; of the split too.
+        out: Gets `corpus` and TRUE_GUIDELINE.
+
+    Returns:
+        The copy, whose own guideline says nothing of the policy, and the policy's rules: (observation, direction,
+        strength).
+    """
+    corpus = load_corpus(folder)
+    split, scale = split_corpus(corpus, number), OrdinalScale(labels=(1, 2, 3, 4, 5))
+    observations = fit_to_corpus(corpus, scale, split.indices("train"))
+    names = [name for name, cuts in observations.cuts.items() if len(set(cuts)) == len(cuts)]
+    chance = random.Random(f"policy {number}")
+    rules = [
+        (name, chance.choice(("helps", "hurts")), chance.choice(STRENGTHS[:2]))
+        for name in chance.sample(names, RULES_OF_A_POLICY)
+    ]
+    lines = "".join(f"- {name} {direction} {strength}.\n" for name, direction, strength in rules)
+    truth = Dimension("quality", scale, f"{lines}- start at five.\n- rest ignored.\n")
+    question = Question(truth, load_prompt("embedded/rate"), observations)
+    settings = SamplingSettings(temperature=0.0)
+    chosen = np.concatenate([split.indices(part)[:most] for part, most in SIMULATED_ITEMS.items()])
+    labels = {}
+    for index in chosen.tolist():
+        item = corpus.item(index)
+        told = answer(question.about(item)()[-1]["content"], 0, settings)
+        labels[item.item_id] = scale.read_verdict(told.text)
+    vague = Dimension("quality", scale, "Rate the quality of the text from 1 (lowest) to 5 (highest).\n")
+    copy = labelled_copy(folder, out / "corpus", vague, labels)
+    write_atomically(out / TRUE_GUIDELINE, truth.guideline)
+    return copy, rules
+
+
+def ridge_figure(folder: Path, name: str, seed: int) -> float:
+    """Return the test figure of a ridge on the rule reader's observations, fitted to the train split."""
+    corpus = load_corpus(folder)
+    dimension, split = corpus.dimensions[name], split_corpus(corpus, seed)
+    items = split.indices("test")
+    _, ridge = floors(corpus, dimension, default_method(dimension.scale), items, split.indices("train"))
+    values = said(ridge, dimension.scale) if ridge.quantities is None else ridge.quantities
+    return _tau(corpus, dimension, items, values)
+
+
+def figure_of(folder: Path, name: str, ratings: Path) -> float:
+    """Return Kendall's tau-b of what the draws of a ratings.jsonl say together with people's gold label."""
+    corpus = load_corpus(folder)
+    dimension = corpus.dimensions[name]
+    draws = read_draws(ratings, "rater", corpus, dimension, default_aggregate(dimension.scale))
+    return _tau(corpus, dimension, draws.items, said(draws, dimension.scale))
+
+
+def _tau(corpus: Corpus, dimension: Dimension, items: NDArray[np.int64], values: NDArray[np.float64]) -> float:
+    """Return the figure over those of some items that have a gold label; an item without a verdict counts as 0."""
+    from scipy.stats import kendalltau
+
+    gold = gold_labels(corpus, dimension.name, default_method(dimension.scale), items)
+    found = np.nan_to_num(values[np.searchsorted(items, gold.items)])
+    # All verdicts alike say nothing of the order of labels.
+    return float(np.nan_to_num(kendalltau(found, quantities(gold.numbers, dimension.scale)).statistic))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:

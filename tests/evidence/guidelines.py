@@ -10,24 +10,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from raters.corpora import load_corpus
-from raters.corpus_files import Dimension
-from raters.dev_gate import quantities, said
-from raters.floor import floors
-from raters.gold import default_method, gold_labels
 from raters.journal import write_atomically
-from raters.models.embedded import STRENGTHS
-from raters.scales import OrdinalScale
-from raters.splits import split_corpus
-from tests.evidence.arms import labelled_copy, mean_interval, once, shown, shuffled_copy, stage, table
+from tests.evidence.arms import (
+    RULES_OF_A_POLICY,
+    TRUE_GUIDELINE,
+    mean_interval,
+    once,
+    ridge_figure,
+    shown,
+    shuffled_copy,
+    simulated_corpus,
+    stage,
+    table,
+)
 
 TASKS = {
     "ukpconvarg1": "more_convincing",
@@ -45,7 +45,6 @@ CONTROLS = ("contrast, 3 rounds", "no gate at all")
 SEEDS = range(5)
 K = 32
 POLICIES = range(10)
-RULES_OF_A_POLICY = 3
 SIMULATED_ITEMS_OF = "realsumm"
 _RULE = re.compile(r"^- (\w+) (helps|hurts) (\w+)\.$", re.MULTILINE)
 
@@ -100,32 +99,9 @@ def _real(folder: Path, dimension: str, seed: int, out: Path) -> dict[str, Any]:
     control = infer(copy, "shuffled-traces")
     for arm in CONTROLS:
         found[f"shuffled: {arm}"] = refine(control, f"shuffled-{arm}".replace(" ", "-"), arm)
-    found["ridge"] = once(out / "ridge.json", lambda: _ridge(folder, dimension, seed))
+    found["ridge"] = once(out / "ridge.json", lambda: {"tau": ridge_figure(folder, dimension, seed)})
     print(f"{folder.name} {dimension} seed {seed}: done", flush=True)
     return found
-
-
-def _ridge(folder: Path, name: str, seed: int) -> dict[str, Any]:
-    """Return the test figure of a ridge on the same observations."""
-    from scipy.stats import kendalltau
-
-    corpus = load_corpus(folder)
-    dimension, split = corpus.dimensions[name], split_corpus(corpus, seed)
-    method = default_method(dimension.scale)
-    items = split.indices("test")
-    _, ridge = floors(corpus, dimension, method, items, split.indices("train"))
-    gold = gold_labels(corpus, name, method, items)
-    rows = np.searchsorted(items, gold.items)
-    values = said(ridge, dimension.scale) if ridge.quantities is None else ridge.quantities
-    return {"tau": float(kendalltau(values[rows], quantities(gold.numbers, dimension.scale)).statistic)}
-
-
-def _policy(number: int, names: list[str]) -> list[tuple[str, str, str]]:
-    chance = random.Random(f"policy {number}")
-    return [
-        (name, chance.choice(("helps", "hurts")), chance.choice(STRENGTHS[:2]))
-        for name in chance.sample(names, RULES_OF_A_POLICY)
-    ]
 
 
 def _simulated(folder: Path, number: int, out: Path) -> dict[str, Any]:
@@ -134,38 +110,12 @@ def _simulated(folder: Path, number: int, out: Path) -> dict[str, Any]:
 
 
 def _simulate(folder: Path, number: int, out: Path) -> dict[str, Any]:
-    import asyncio
-
-    from raters.models.embedded import EmbeddedModel
-    from raters.models.protocol import SamplingSettings
-    from raters.prompts import load_prompt
-    from raters.questions import Question, fit_to_corpus
-
-    corpus = load_corpus(folder)
-    split, scale = split_corpus(corpus, number), OrdinalScale(labels=(1, 2, 3, 4, 5))
-    observations = fit_to_corpus(corpus, scale, split.indices("train"))
-    names = [name for name, cuts in observations.cuts.items() if len(set(cuts)) == len(cuts)]
-    policy = _policy(number, names)
-    rules = "".join(f"- {name} {direction} {strength}.\n" for name, direction, strength in policy)
-    truth = Dimension("quality", scale, f"{rules}- start at five.\n- rest ignored.\n")
-    question = Question(truth, load_prompt("embedded/rate"), observations)
-    model, settings = EmbeddedModel(), SamplingSettings(temperature=0.0)
-    chosen = np.concatenate(
-        [split.indices(part)[:most] for part, most in (("train", 1000), ("dev", 300), ("test", 500))]
-    )
-    labels = {}
-    for index in chosen.tolist():
-        item = corpus.item(index)
-        (answer,) = asyncio.run(model.complete(question.about(item)(), [0], settings))
-        labels[item.item_id] = scale.read_verdict(answer.text)
-    vague = Dimension("quality", scale, "Rate the quality of the text from 1 (lowest) to 5 (highest).\n")
-    copy = labelled_copy(folder, out / "corpus", vague, labels)
+    copy, rules = simulated_corpus(folder, number, out)
     traces = out / "traces"
     stage("infer_traces", "--corpus", copy, "--strategy", "fixed", "--k", K, "--split-seed", number, "--out", traces)
-    record: dict[str, Any] = {"policy": [list(rule) for rule in policy]}
-    true = {(name, direction) for name, direction, _ in policy}
-    full = out / "true.md"
-    full.write_text(truth.guideline, encoding="utf-8")
+    record: dict[str, Any] = {"policy": [list(rule) for rule in rules]}
+    true = {(name, direction) for name, direction, _ in rules}
+    full = out / TRUE_GUIDELINE
     for name, arguments in {
         "gated": ARMS["contrast"],
         "gated, 3 rounds": ARMS["contrast, 3 rounds"],
