@@ -96,9 +96,7 @@ def read_inputs(options: RefineGuidelineOptions) -> Plan:
         if spec in OF_OBSERVATIONS and spec == options.writer:
             raise ConfigError(f"--writer {spec}: is a rater and cannot write; give extractive, hf/... or openai/...")
         if spec == STUDENT:
-            raise ConfigError(
-                f"--explain or --recover {spec}: it has learned to rate alone; give another model"
-            )
+            raise ConfigError(f"--explain or --recover {spec}: it has learned to rate alone; give another model")
     run = TraceRun.read(Path(options.traces), options.corpus)
     _check_labels(run, options)
     text = (

@@ -140,18 +140,19 @@ class DrawPool:
         """Return the next job, as soon as one may begin; None if there is none, or the work ends."""
         while not self.ending:
             reason = self._refusal(self._running)
-            if not reason:
+            if not reason or not self._running:  # what is refused with nothing in flight may also be done
                 try:
                     job = next(jobs)
                 except StopIteration:
                     return None
+                if job is not None and reason:
+                    self.stopping, self.ended = True, reason
+                    return None
                 if job is not None:
                     self._wake()  # there may be another one
                     return job
-            if not self._running:
-                if reason:
-                    self.stopping, self.ended = True, reason
-                return None
+                if not self._running:
+                    return None
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             await waiter

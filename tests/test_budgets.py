@@ -163,6 +163,16 @@ def test_a_budget_is_held_to_a_few_draws_when_they_differ(tmp_path: Path, run: R
     assert 20_000 - 570 <= used <= 20_000 + 4 * 260
 
 
+def test_a_budget_that_is_just_enough_is_enough(tmp_path: Path, run: Run) -> None:
+    with ScriptedServer(answer) as server:
+        run(*command(tmp_path, server)[:-1], tmp_path / "whole")
+        manifest = strict(tmp_path / "whole" / "manifest.json")
+        tokens = manifest["prompt_tokens"] + manifest["completion_tokens"]
+        run(*command(tmp_path, server), "--max-total-tokens", tokens - 1, status=1)
+        run(*command(tmp_path, server)[:-1], tmp_path / "enough", "--max-total-tokens", tokens)
+        assert strict(tmp_path / "enough" / "manifest.json")["status"] == "complete"
+
+
 def test_prices_come_from_files_by_model(tmp_path: Path, run: Run) -> None:
     def script(body: Record, count: int) -> Answer:
         return Answer(rating(1), prompt_tokens=60, completion_tokens=40)
