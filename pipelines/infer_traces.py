@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import BudgetOptions, parse_options
+from pipelines.options import BudgetOptions, EngineOptions, parse_options
 from pipelines.session import draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
 from raters.records import MOST_DRAWS, BudgetError, JudgeseyeError, StorageError
@@ -39,7 +39,7 @@ Writes to --out: candidates.jsonl (every draw), traces.jsonl (kept ones), unmatc
 utilisation.svg, split.json, manifest.json. The same command again continues where it stopped."""
 
 
-class InferTracesOptions(BudgetOptions):
+class InferTracesOptions(BudgetOptions, EngineOptions):
     """Options of infer_traces."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
@@ -54,12 +54,12 @@ class InferTracesOptions(BudgetOptions):
     )
     model: str = Field(
         "embedded",
-        description="embedded, student, hf/<path or id>, openai/<name>, or a rater.yaml "
+        description="embedded, student, hf/<path or id>, vllm/<path or id>, openai/<name>, or a rater.yaml "
         "(its model, prompt and guideline)",
     )
     guideline: str | None = Field(None, description="file of the guideline to draw under (default: the corpus's)")
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
-    adapter: str | None = Field(None, description="LoRA adapter folder for student or hf/<path or id>")
+    adapter: str | None = Field(None, description="LoRA adapter folder for student, hf/… or vllm/<path or id>")
     batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
     prompt: str | None = Field(None, description="prompt of prompts/ or a .md file (default: the model's own)")
     k: int = Field(16, ge=1, le=MOST_DRAWS, description="most draws for an item; a larger k later goes on with more")
@@ -91,11 +91,21 @@ class InferTracesOptions(BudgetOptions):
     ahead: bool | None = Field(
         None,
         description="where slots would idle, make further draws of an open item before its last one has come back; "
-        "traces stay the same (default: for openai/ and hf/)",
+        "traces stay the same (default: for openai/, hf/ and vllm/)",
     )
     samples_per_request: int = Field(
         1, ge=1, le=128, description="draws of an item in one request to openai/<name>, where the server has it"
     )
+    batch: Literal["submit", "collect"] | None = Field(
+        None, description="draw by way of openai/<name>'s batch API: submit a round of requests, or collect the answers"
+    )
+    batch_draws: int = Field(4, ge=1, le=MOST_DRAWS, description="draws of an open item in a round of --batch")
+    batch_file: str | None = Field(
+        None,
+        description="with --batch submit: write the requests here and send nothing (vllm run-batch answers such "
+        "files); with --batch collect: the file of answers",
+    )
+    batch_poll: float = Field(60.0, gt=0, description="seconds between looks at batches that --batch collect waits for")
     concurrency: int = Field(32, ge=1, le=4096, description="requests or items in work at once, of each worker")
     engine: Literal["local", "ray"] = Field("local", description="where workers are: processes here, or actors of Ray")
     workers: int | None = Field(None, ge=1, le=1024, description="who draw, each for a share of the items (default: 1)")
@@ -118,23 +128,28 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder(plan.out, STAGE, plan.identity(), new=options.new)
     try:
         check_continuation(plan, folder)
-        summary = _run(plan, folder, check_workers(options, folder.path if folder.previous else None))
+        summary = _run(plan, folder, check_workers(options, folder.path if folder.previous else None, plan.models))
     finally:
         folder.release()
     if summary is None:
         return INTERRUPTED
-    _print_results(plan, folder, summary)
+    if summary:
+        _print_results(plan, folder, summary)
     return 0
 
 
 def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] | None:
-    """Make the draws that are missing and write the results; return the summary, None if the user stopped it."""
+    """Make the draws that are missing and write the results; return the summary.
+
+    It is None if the user stopped it, and empty if what was done is one step of a batch's.
+    """
+    from pipelines.batches import batch_round
     from pipelines.inference import second_chance
     from pipelines.screen import say
     from pipelines.workers import draw_in_shards, open_infer_traces
     from raters.checkpoints import Checkpoint
     from raters.journal import Journal
-    from raters.models import check_spec
+    from raters.models import IN_PROCESS, check_spec
     from raters.sampling import giving_up_of
     from raters.shards import clear_up, unfinished
 
@@ -153,10 +168,19 @@ def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] |
         seconds = folder.previous.get("seconds", 0.0) + time.monotonic() - began
         return {**plan.manifest(ledger, status, seconds), "second_chance": second_chance(plan, folder)}
 
+    def begin() -> None:
+        if not folder.previous:
+            _begin(plan, folder)
+
     try:
-        if workers is not None and ledger.has_work(plan.sampling.full_rows(len(ledger.rows))):
-            if not folder.previous:
-                _begin(plan, folder)
+        if plan.options.batch is not None and ledger.has_work(plan.sampling.full_rows(len(ledger.rows))):
+            done = batch_round(plan, ledger, checkpoint, None if folder.previous else begin)
+            if not done:
+                checkpoint.close()
+                folder.write_manifest(manifest("stopped"))
+                return {}
+        elif workers is not None and ledger.has_work(plan.sampling.full_rows(len(ledger.rows))):
+            begin()
             done = draw_in_shards(
                 plan.options,
                 open_infer_traces,
@@ -164,7 +188,7 @@ def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] |
                 workers,
                 lambda shard: ledger.part(shard.rows(len(ledger.rows))),
                 drawn=sum(ledger.totals.draws.values()),
-                gpu=check_spec(plan.options.model)[0] == "hf",
+                gpu=check_spec(plan.options.model)[0] in IN_PROCESS,
             )
             if not done:
                 folder.write_manifest(manifest("stopped"))
@@ -238,6 +262,7 @@ async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint, *, alone: boo
                 batch_size=options.batch_size,
                 concurrency=options.concurrency,
                 limits=options.endpoint_limits,
+                engine_options=options.engine_options,
             )
         return Source(models[spec], plan.questions[purpose])
 

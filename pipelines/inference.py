@@ -92,7 +92,7 @@ class Plan:
     def draws_ahead(self) -> bool:
         """Whether slots that would idle make further draws of open items: for models that leave slots waiting."""
         specs = (self.options.model, self.options.escalate or "")
-        waits = any(spec.startswith(("openai/", "hf/")) for spec in specs)
+        waits = any(spec.startswith(("openai/", "hf/", "vllm/")) for spec in specs)
         return waits if self.options.ahead is None else self.options.ahead
 
     def model_spec(self, purpose: str) -> str:
@@ -100,6 +100,11 @@ class Plan:
         options = self.options
         specs = {"first": options.model, "escalated": options.escalate, "rationalized": options.rationalize}
         return specs.get(purpose) or options.recover or options.model
+
+    @property
+    def models(self) -> set[str]:
+        """Specs of all models that are asked."""
+        return {self.model_spec(purpose) for purpose in self.questions}
 
     def describe(self) -> str:
         dropped = "".join(f", {count} without label ({reason})" for reason, count in self.labels.dropped.items())
@@ -365,13 +370,46 @@ def _check_options(options: InferTracesOptions, dimension: Dimension) -> None:
             f"--samples-per-request {options.samples_per_request}: is for openai/<name>, and no such model is asked "
             "for; leave it out"
         )
+    _check_batch(options)
     if options.recover and not options.rationalize:
         raise ConfigError(f"--recover {options.recover}: is for --rationalize, which is not given; add it")
 
 
+def _check_batch(options: InferTracesOptions) -> None:
+    """Refuse what does not go together with, or without, a batch API."""
+    for name, value in (("batch-file", options.batch_file),):
+        if value is not None and options.batch is None:
+            raise ConfigError(f"--{name} {value}: is for --batch submit or --batch collect; add one")
+    if options.batch is None:
+        return
+    if not options.model.startswith("openai/"):
+        raise ConfigError(f"--batch {options.batch}: is for openai/<name>, and --model is {options.model}")
+    for name, value in (("escalate", options.escalate), ("rationalize", options.rationalize)):
+        if value:
+            raise ConfigError(
+                f"--batch {options.batch} --{name} {value}: a second chance comes after all rounds; give it without "
+                "--batch once they are collected"
+            )
+    for name in ("give_up", "samples_per_request", "max_cost", "max_total_tokens"):
+        if (value := getattr(options, name)) != type(options).model_fields[name].default:
+            raise ConfigError(
+                f"--batch {options.batch} --{name.replace('_', '-')} {value}: is for draws that are made one after "
+                "another, and a round is sent as a whole; leave it out"
+            )
+    if options.engine != "local" or (options.workers or 1) > 1:
+        raise ConfigError(f"--batch {options.batch}: the provider does the work; leave --engine and --workers out")
+
+
 def check_continuation(plan: Plan, folder: RunFolder) -> None:
     """Refuse to continue a run under options that would leave paid draws out or mix models."""
+    from raters.batch_rounds import Book
+
     options = plan.options
+    if folder.previous and options.batch is None and (under_way := Book(folder.path).under_way):
+        raise ConfigError(
+            f"--out {folder.path}: {under_way[0].name} is under way, and its draws would be paid for twice; give "
+            "--batch collect first, or --new to start over"
+        )
     before = {"k": folder.previous.get("options", {}).get("k"), **folder.previous.get("second_chance", {})}
     for name in ("k", "second_k"):
         if (then := before.get(name)) is not None and getattr(options, name) < then:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from raters.prices import Price
 
 _MOST_SHOWN = 80
+_OURS = ("model", "tokenizer", "trust_remote_code", "enable_lora", "max_loras")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -177,6 +178,45 @@ class BudgetOptions(EndpointOptions):
             if (most := getattr(self, name)) is not None and found.low * (each or 0.0) > most
         ]
         return f"estimate from the first {first} items: {found}{more}{''.join(over[:1])}"
+
+
+class EngineOptions(EndpointOptions):
+    """Base of the options of stages that may run a model in vLLM's engine as well."""
+
+    vllm: tuple[str, ...] = Field(
+        (), description="options of the engine of vllm/<path or id>, such as tensor_parallel_size=2 max_model_len=8192"
+    )
+
+    @property
+    def engine_options(self) -> dict[str, Any]:
+        """Options of vLLM's engine by name, each value as YAML reads it.
+
+        Raises:
+            ConfigError: If one has no name, or is ours to set.
+        """
+        found: dict[str, Any] = {}
+        for given in self.vllm:
+            name, equals, value = given.partition("=")
+            if not equals or not name.isidentifier():
+                raise ConfigError(f"--vllm {given}: must be NAME=VALUE, such as tensor_parallel_size=2")
+            if name in _OURS:
+                raise ConfigError(f"--vllm {given}: follows from --model and --adapter; leave it out")
+            try:
+                found[name] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise ConfigError(f"--vllm {given}: must be NAME=VALUE, the value as in YAML") from error
+        return found
+
+    def check_endpoint(self, specs: Iterable[str | None]) -> None:
+        """Refuse options of models that are not asked for; see `EndpointOptions.check_endpoint`.
+
+        Raises:
+            ConfigError: If there are any.
+        """
+        specs = list(specs)
+        super().check_endpoint(specs)
+        if self.engine_options and not any((spec or "").startswith("vllm/") for spec in specs):
+            raise ConfigError(f"--vllm {self.vllm[0]}: is for vllm/<path or id>, and no such model is asked for")
 
 
 Options = TypeVar("Options", bound=StageOptions)

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import BudgetOptions, parse_options
+from pipelines.options import BudgetOptions, EngineOptions, parse_options
 from pipelines.session import draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
 from raters.records import MOST_DRAWS, BudgetError, ConfigError, DataError, JudgeseyeError, StorageError
@@ -40,7 +40,7 @@ Writes to --out: ratings.jsonl (every draw), verdicts.jsonl (what the draws of a
 split.json, manifest.json. The same command again continues where it stopped."""
 
 
-class RateItemsOptions(BudgetOptions):
+class RateItemsOptions(BudgetOptions, EngineOptions):
     """Options of rate_items."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
@@ -64,7 +64,9 @@ class RateItemsOptions(BudgetOptions):
     top_p: float | None = Field(None, gt=0, le=1, description="nucleus to sample from (default: the rater's, or 1)")
     max_tokens: int | None = Field(None, ge=1, description="most tokens of a draw (default: the rater's, or 4096)")
     seed: int | None = Field(None, description="seed of all draws (default: the rater's, or 0)")
-    adapter: str | None = Field(None, description="with --model: LoRA adapter folder for student or hf/<path or id>")
+    adapter: str | None = Field(
+        None, description="with --model: LoRA adapter folder for student, hf/… or vllm/<path or id>"
+    )
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
     batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
     concurrency: int = Field(32, ge=1, description="requests in work at once, of each worker")
@@ -92,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
                 f"--out {folder.path}: was run with {before} draws, now {plan.draws}, which would leave draws out; "
                 "give at least as many, another --out, or --new to start over"
             )
-        sheet = _run(plan, folder, check_workers(options, folder.path if folder.previous else None))
+        sheet = _run(plan, folder, check_workers(options, folder.path if folder.previous else None, {plan.spec.model}))
     finally:
         folder.release()
     if sheet is None:
@@ -270,7 +272,7 @@ def _run(plan: _Plan, folder: RunFolder, workers: int | None) -> RatingSheet | N
     from pipelines.workers import draw_in_shards, open_rate_items
     from raters.checkpoints import Checkpoint
     from raters.journal import Journal
-    from raters.models import check_spec
+    from raters.models import IN_PROCESS, check_spec
     from raters.rating_runs import RatingSheet
     from raters.shards import clear_up, unfinished
 
@@ -305,7 +307,7 @@ def _run(plan: _Plan, folder: RunFolder, workers: int | None) -> RatingSheet | N
                 workers,
                 lambda shard: sheet.part(shard.rows(len(sheet.items))),
                 drawn=sheet.draws,
-                gpu=check_spec(plan.spec.model)[0] == "hf",
+                gpu=check_spec(plan.spec.model)[0] in IN_PROCESS,
             )
             if not done:
                 folder.write_manifest(manifest("stopped"))
@@ -359,6 +361,7 @@ async def draw(plan: _Plan, sheet: RatingSheet, checkpoint: Checkpoint, *, alone
         batch_size=options.batch_size,
         concurrency=options.concurrency,
         limits=options.endpoint_limits,
+        engine_options=options.engine_options,
     )
     try:
         text = progress_text(

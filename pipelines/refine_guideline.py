@@ -45,7 +45,7 @@ class RefineGuidelineOptions(EndpointOptions):
 
     traces: str | None = Field(None, description="folder of a finished run of infer_traces on the train split")
     corpus: str | None = Field(None, description="where that run's corpus is now (default: where it was)")
-    writer: str = Field("extractive", description="extractive, hf/<path or id>, or openai/<name>")
+    writer: str = Field("extractive", description="extractive, hf/<path or id>, vllm/<path or id>, or openai/<name>")
     rater: tuple[str, ...] = Field(
         ("embedded",), description="raters that the guideline is for, one or more: models, or rater.yaml files"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -42,12 +42,13 @@ class WorkerOptions(Protocol):
         ...
 
 
-def check_workers(options: WorkerOptions, run: Path | None) -> int | None:
+def check_workers(options: WorkerOptions, run: Path | None, models: Collection[str]) -> int | None:
     """Return how many workers draw; None if this process does by itself.
 
     Args:
         options: Who draws.
         run: The folder of the run that goes on; None if one begins.
+        models: Specs of the models that are asked.
 
     Raises:
         ConfigError: If the options do not fit each other, or the run that stands in the folder was begun by others.
@@ -59,6 +60,12 @@ def check_workers(options: WorkerOptions, run: Path | None) -> int | None:
     if options.engine == "ray":
         check_ray(options.ray_address)
     workers = options.workers or 1
+    served = next((spec for spec in models if spec.startswith("vllm/")), None)
+    if served is not None and options.engine == "local" and workers > 1:
+        raise ConfigError(
+            f"--workers {workers}: {served} draws side by side by itself; leave it out and raise --concurrency, "
+            "or give --engine ray for an engine on each GPU"
+        )
     wanted = workers if options.engine == "ray" or workers > 1 else None
     begun = None if run is None else unfinished(run)
     if begun is not None and begun != wanted:

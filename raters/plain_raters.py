@@ -8,7 +8,7 @@ import numpy as np
 
 from raters.corpora import Corpus
 from raters.corpus_files import Dimension
-from raters.models import OF_OBSERVATIONS, check_spec, prompt_family
+from raters.models import OF_OBSERVATIONS, check_adapter, check_spec, prompt_family
 from raters.prompts import load_prompt
 from raters.questions import Question, fit_to_corpus
 from raters.rater_files import RaterSpec, SeenItems, default_aggregate
@@ -35,14 +35,13 @@ def plain_rater(
         split: Whose train part observations are fitted on, if the prompt shows them; all items if None.
         prompt: Of prompts/, or a .md file; the model's own if None.
         reasoning: False to ask for the verdict alone.
-        adapter: LoRA adapter folder for `hf/...` or `student`.
+        adapter: LoRA adapter folder for `hf/...`, `vllm/...` or `student`.
 
     Raises:
         ConfigError: If model, prompt and adapter do not go together.
     """
-    provider, _ = check_spec(model)
-    if adapter is not None and provider != "hf":
-        raise ConfigError(f"--adapter {adapter}: {model} takes none; hf/<path or id> and student do")
+    check_spec(model)
+    check_adapter(model, adapter)
     loaded = load_prompt(prompt or prompt_family(model) + ("rate" if reasoning else "rate_at_once"))
     if model in OF_OBSERVATIONS and "fields" in loaded.slots:
         raise ConfigError(f"--prompt {prompt}: shows text, and {model} reads observations; give embedded/rate")

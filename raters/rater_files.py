@@ -72,7 +72,7 @@ class RaterSpec:
 
     Attributes:
         model: `provider/name`.
-        adapter: LoRA adapter folder for `hf/...` or `student`.
+        adapter: LoRA adapter folder for `hf/...`, `vllm/...` or `student`.
         question: Dimension (scale, guideline), prompt and observations.
         settings: Temperature, top-p, most tokens.
         draws: Draws for an item, by default.

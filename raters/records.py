@@ -128,7 +128,7 @@ class Candidate:
         finish_reason: `stop`, `length`, or what the model's server said.
         prompt_tokens: Tokens read; None if the server does not count.
         completion_tokens: Tokens written, reasoning included; None if the server does not count.
-        seconds: Wall time of the request that brought it.
+        seconds: Wall time of the request that brought it; 0 if a batch did.
     """
 
     item_id: str

@@ -211,38 +211,62 @@ class Sampler:
 
     async def _infer(self, chance: Chance, source: Source, row: int, draws: Sequence[int]) -> None:
         """Make draws that do not see the label, all of one request, and write their candidates."""
-        item_id, dimension, options = self._item_id(row), source.question.dimension, self.options
-        request = draws[0] // options.together
-        start = request * options.together
-        places = range(start, min(start + options.together, self.ledger.numbers[chance].shape[1]))
-        seeds = [draw_seed(options.seed, item_id, dimension.name, draw, chance) for draw in places]
-        swapped = isinstance(dimension.scale, PairwiseScale) and is_swapped(
-            options.seed, item_id, dimension.name, request
-        )
-        messages = self._asker(source, row)(swapped)
+        together = self.options.together
+        start = draws[0] // together * together
+        places = range(start, min(start + together, self.ledger.numbers[chance].shape[1]))
+        questions = [self.asked(chance, source, row, draw) for draw in places]
+        messages, seeds = questions[0][0], [seed for _, seed in questions]
         made = await self.pool.ask_together(source, messages, seeds, [draw - start for draw in draws])
         for place, asked in made.items():
-            trace, verdict = "", None
-            if asked.completion.finish_reason != REFUSED:
-                trace, verdict = trace_of(asked.completion), dimension.scale.read_verdict(asked.completion.text)
-            if swapped and verdict is not None:
-                verdict = dimension.scale.swapped(verdict)
-            drawn = _Draw(
-                row,
-                start + place,
-                chance,
-                "infer",
-                source,
-                asked.seed,
-                swapped,
-                asked.completion,
-                trace,
-                verdict,
-                asked.seconds,
-            )
-            units = self._concerned(chance, row, drawn.draw)
-            records = [self._candidate(drawn, unit).as_record() for unit in units]
-            self.pool.keep(source, asked.completion, partial(self._write, records, row, units))
+            self.take(chance, source, row, start + place, asked.completion, asked.seconds, asked.seed)
+
+    def asked(self, chance: Chance, source: Source, row: int, draw: int) -> tuple[list[Message], int]:
+        """Return the messages and the seed of a draw that does not see the label."""
+        seed = draw_seed(self.options.seed, self._item_id(row), source.question.dimension.name, draw, chance)
+        return self._asker(source, row)(self._is_swapped(source, row, draw)), seed
+
+    def take(
+        self,
+        chance: Chance,
+        source: Source,
+        row: int,
+        draw: int,
+        completion: Completion,
+        seconds: float,
+        seed: int | None = None,
+    ) -> None:
+        """Write the candidates of a draw, as what was asked came back.
+
+        Args:
+            chance: Of the draw.
+            source: Who was asked.
+            row: About which row.
+            draw: Its number.
+            completion: What came.
+            seconds: Wall time of its request.
+            seed: What it was asked with, if not its own: that of the first draw of a request.
+
+        Raises:
+            ModelAccessError: If the model has refused the first requests, all of them.
+        """
+        scale, swapped = source.question.dimension.scale, self._is_swapped(source, row, draw)
+        if seed is None:
+            seed = draw_seed(self.options.seed, self._item_id(row), source.question.dimension.name, draw, chance)
+        trace, verdict = "", None
+        if completion.finish_reason != REFUSED:
+            trace, verdict = trace_of(completion), scale.read_verdict(completion.text)
+        if swapped and verdict is not None:
+            verdict = scale.swapped(verdict)
+        made = _Draw(row, draw, chance, "infer", source, seed, swapped, completion, trace, verdict, seconds)
+        units = self._concerned(chance, row, draw)
+        records = [self._candidate(made, unit).as_record() for unit in units]
+        self.pool.keep(source, completion, partial(self._write, records, row, units))
+
+    def _is_swapped(self, source: Source, row: int, draw: int) -> bool:
+        dimension = source.question.dimension
+        return isinstance(dimension.scale, PairwiseScale) and is_swapped(
+            self.options.seed, self._item_id(row), dimension.name, draw // self.options.together
+        )
 
     def _concerned(self, chance: Chance, row: int, draw: int) -> Sequence[int]:
         """Return the units that a draw is held against: without a match before it, or all if there is none."""

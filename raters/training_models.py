@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,7 +99,7 @@ def with_adapter(loaded: LoadedModel, adapter: Path) -> LoadedModel:
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise ModelAccessError(f"--adapter {adapter}: has no {ADAPTER_CONFIG}; give the folder PEFT saved")
     check_adapter_weights(adapter, loaded.spec)
-    check_base(loaded.model, adapter, loaded.spec)
+    check_base(partial(base_fingerprint, loaded.model), adapter, loaded.spec)
     try:
         model = peft.PeftModel.from_pretrained(loaded.model, str(adapter), is_trainable=True)
     except Exception as error:  # RuntimeError for shapes, KeyError or ValueError for names

@@ -114,6 +114,15 @@ def test_the_rule_reader_draws_nothing_ahead(run: Run) -> None:
     assert draws[0] == draws[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("--give-up", 0.1), ("--samples-per-request", 4), ("--max-cost", 5.0), ("--max-total-tokens", 500)],
+)
+def test_a_round_of_a_batch_is_sent_as_a_whole(tmp_path: Path, run: Run, name: str, value: float) -> None:
+    where = ["--model", "openai/mine", "--base-url", "http://127.0.0.1:9/v1", "--batch", "submit"]
+    refused_line(run, tmp_path, *where, name, value, names=["--batch submit", f"{name} {value}"])
+
+
 # --samples-per-request
 
 

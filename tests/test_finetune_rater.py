@@ -252,7 +252,7 @@ def test_a_template_of_ones_own(run: Path, tmp_path: Path) -> None:
     [
         (("--base", "hf//nowhere/at/all"), "there is no such folder"),
         (("--base", "nonsense"), "not a model"),
-        (("--base", "embedded"), "its weights are not here to be trained; give hf/<path or id>"),
+        (("--base", "embedded"), "its weights are not here to be trained; give student or hf/<path or id>"),
         (("--base", "openai/gpt"), "its weights are not here to be trained"),
         (("--traces", "/nowhere"), "holds no manifest.json"),
         (("--prompt-guideline", "/nowhere.md"), "--prompt-guideline"),

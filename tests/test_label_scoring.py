@@ -169,7 +169,7 @@ def test_an_answer_is_scored_behind_its_own_words(rater: Path) -> None:
     written = generation._written(loaded, prompt, loaded.tokenizer("Well, <rating>2</rating> it is").input_ids)
     settings = SamplingSettings(label_logprobs=("1", "2", "3"))
     [scores] = generation._label_scores(loaded, [prompt], [written], settings)
-    completion = generation._completion(prompt, written, scores)
+    completion = generation.as_completion(prompt, written, scores)
     assert completion.text == "Well, <rating>2</rating> it is"
     expected = expected_logprobs(*plain(rater), MESSAGES, "Well, ", ("1", "2", "3"))
     assert close(completion.label_logprobs, expected)

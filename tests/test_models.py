@@ -30,7 +30,9 @@ from raters.models.embedded import EmbeddedModel
 from raters.models.hf import HFModel
 from raters.models.openai import OpenAIModel
 from raters.models.protocol import Completion, Message, Model, SamplingSettings, one_line, split_reasoning
+from raters.models.vllm import VLLMModel
 from raters.records import ModelAccessError, ModelError, ModelRequestError
+from tests.fake_vllm import fake_vllm
 from tests.local_servers import free_port, serving_transformers
 from tests.scripted_server import Answer, Fault, Script, ScriptedServer
 from tests.tiny_models import (
@@ -127,6 +129,18 @@ def hf(request: pytest.FixtureRequest) -> Backend:
     return Backend(lambda: HFModel(name, device="cpu"), f"hf/{name}")
 
 
+@pytest.fixture(scope="module")
+def vllm_engine() -> Iterator[None]:
+    with fake_vllm():
+        yield
+
+
+def vllm(request: pytest.FixtureRequest) -> Backend:
+    request.getfixturevalue("vllm_engine")
+    name = str(request.getfixturevalue("tiny"))
+    return Backend(lambda: VLLMModel(name), f"vllm/{name}")
+
+
 def embedded(request: pytest.FixtureRequest) -> Backend:
     """The rule reader, asked in the controlled English that it reads."""
     scale = "Scale: zero B. one B. two B. three tie. four tie. five tie. six tie. seven A. eight A. nine A."
@@ -139,6 +153,7 @@ BACKENDS: dict[str, Callable[[pytest.FixtureRequest], Backend]] = {
     "hf": hf,
     "openai_scripted": openai_scripted,
     "openai_transformers_serve": openai_transformers_serve,
+    "vllm": vllm,
 }
 
 
@@ -430,7 +445,7 @@ def test_hf_keeps_tags_that_are_special_tokens(loaded: generation.LoadedModel) -
     prompt = generation.Prompt([1, 2, 3], 50, "")
     padded = [*ids, loaded.tokenizer.eos_token_id, loaded.tokenizer.pad_token_id]
     written = generation._written(loaded, prompt, padded)
-    assert generation._completion(prompt, written, None) == Completion(
+    assert generation.as_completion(prompt, written, None) == Completion(
         text="<rating>4</rating>",
         reasoning="why",
         finish_reason="stop",
@@ -580,8 +595,8 @@ def test_hf_failures_of_the_model_are_one_line(tiny: Path, monkeypatch: pytest.M
 def test_heavy_libraries_wait_until_they_are_needed() -> None:
     code = (
         "import sys, raters.models.hf, raters.models.openai as o; o.OpenAIModel('m', base_url='http://x/v1');"
-        "raters.models.hf.HFModel('m');"
-        "print([m for m in ('torch', 'transformers', 'peft', 'openai', 'httpx2') if m in sys.modules])"
+        "import raters.models.vllm; raters.models.hf.HFModel('m'); raters.models.vllm.VLLMModel('m');"
+        "print([m for m in ('torch', 'transformers', 'peft', 'openai', 'httpx2', 'vllm') if m in sys.modules])"
     )
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

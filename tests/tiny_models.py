@@ -65,6 +65,7 @@ def make_model(
     seed: int = 0,
     special_tags: bool = True,
     context_tokens: int = CONTEXT_TOKENS,
+    head_dim: int = 16,
     **generation: Any,
 ) -> Path:
     """Write a random two-layer Qwen3 with its tokenizer and return the folder.
@@ -75,6 +76,7 @@ def make_model(
         seed: Decides the weights.
         special_tags: See `make_tokenizer`.
         context_tokens: Of its context.
+        head_dim: Of its attention; vLLM's attention has none below 32, on a CPU.
         **generation: Saved generation config, beside `do_sample=True`, without which `transformers serve`
             does not sample at all.
     """
@@ -89,7 +91,7 @@ def make_model(
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        head_dim=16,
+        head_dim=head_dim,
         max_position_embeddings=context_tokens,
         # Wide enough that tokens differ in likelihood, and that greedy choices are never near ties.
         initializer_range=0.2,

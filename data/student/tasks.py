@@ -18,7 +18,7 @@ from raters.observations import LEVELS, STATISTICS, render_levels
 from raters.prompts import Prompt, load_prompt
 from raters.scales import AnyScale, IntervalScale, NominalScale, OrdinalScale, PairwiseScale
 
-Kind = Literal["copy", "restate", "look-up", "many", "few", "at-once", "rate-first"]
+Kind = Literal["copy", "restate", "look-up", "read-off", "many", "few", "at-once", "rate-first"]
 _PROMPTS = {"at-once": "embedded/rate_at_once", "rate-first": "embedded/rate_first"}
 _OF_ONE_TEXT = STATISTICS[:-3]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -116,6 +116,11 @@ def exercise(chance: random.Random, kind: Kind) -> Exercise:
         lines = "\n".join(f"- {name} is {LEVELS[levels[name]]} {name}." for name in wanted)
         prompt = f"{subject}: {render_levels(levels)}\nObserve."
         return Exercise(kind, prompt, f"{THINK_OPEN}\n{lines}\n{THINK_CLOSE}\n\n", (), levels, ())
+    if kind == "read-off":
+        of_rung = labels_of(ladder)
+        wanted_rungs = chance.choices(range(len(RUNGS)), k=chance.randint(8, 20))
+        lines = "\n".join(f"- total {RUNGS[rung]} {of_rung[rung]}." for rung in wanted_rungs)
+        return Exercise(kind, f"Scale: {ladder}\nRead.", f"{THINK_OPEN}\n{lines}\n{THINK_CLOSE}\n\n", (), {}, of_rung)
     template = _prompt(_PROMPTS.get(kind, "embedded/rate"))
     prompt = template.fill(rules=rules, ladder=ladder, subject=subject, observations=render_levels(levels))
     completion = answer(prompt, chance.getrandbits(48), _SETTINGS)
@@ -124,9 +129,12 @@ def exercise(chance: random.Random, kind: Kind) -> Exercise:
         "at-once": completion.text,
         "rate-first": f"{completion.text}\n\n{completion.reasoning}",
     }.get(kind, f"{thought}{completion.text}")
-    rungs = ladder.split(". ")
-    labels = tuple(rung.partition(" ")[2].removesuffix("." if place == 9 else "") for place, rung in enumerate(rungs))
-    return Exercise(kind, prompt, written, tuple(rules), levels, labels)
+    return Exercise(kind, prompt, written, tuple(rules), levels, labels_of(ladder))
+
+
+def labels_of(ladder: str) -> tuple[str, ...]:
+    """Return the (10,) labels of a ladder's rungs, as text."""
+    return tuple(rung.partition(" ")[2] for rung in ladder.removesuffix(".").split(". "))
 
 
 def _copying(chance: random.Random) -> Exercise:

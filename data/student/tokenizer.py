@@ -2,11 +2,12 @@
 
 Any text can be written in it, byte by byte; what matters is that names, levels, rungs and signed changes are one token
 each and the same token wherever they stand. An observation of the prompt is one token as a whole, so that its level is
-found by its name in one step: in an hour, a network of this size does not learn to look at what stands behind a name.
+found by its name in one step; and the label that a total leads to stands right behind it, as it does in the scale.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from raters.models.embedded import RUNGS, STRENGTHS
@@ -27,18 +28,27 @@ def pieces() -> list[str]:
     return [
         *("<think>\n-", "<think>\n", "</think>\n\n", "<rating>", "</rating>"),
         *("user\n", "assistant\n", "Guideline:", "\n-", ".\n-", ".\n", "\n"),
-        *("Think, then rate.", "Rate at once.", "Rate, then think.", "Restate.", "Observe."),
+        *("Think, then rate.", "Rate at once.", "Rate, then think.", "Restate.", "Observe.", "Read."),
         *("Text:", "A against B:", " against "),
         f"Scale: {RUNGS[0]} ",
         *(f". {word} " for word in RUNGS[1:]),
         *(f" {word}" for word in RUNGS),
+        *(f" total {word} " for word in RUNGS),
         *(f" is {level}" for level in LEVELS),
         *(f" {name} is {level}." for name in STATISTICS for level in LEVELS),
         *(f" {name}" for name in STATISTICS),
-        *(f" {word}" for word in ("helps", "hurts", "maybe", "total", "start", "at", "rest ignored", *STRENGTHS)),
+        *(f" {word}" for word in ("helps", "hurts", "maybe", "start", "at", "rest ignored", *STRENGTHS)),
         *(f" {change:+d}" for change in range(-6, 7)),
         *WHOLE_LABELS,
     ]
+
+
+def parts_of_pieces() -> Mapping[str, tuple[str, ...]]:
+    """Return the pieces that hold two others which are tokens themselves: what finds or says these helps with those."""
+    observed = {f" {name} is {level}.": (f" {name}", f" is {level}") for name in STATISTICS for level in LEVELS}
+    rungs = {f". {word} ": (f" {word}", ".") for word in RUNGS[1:]}
+    totals = {f" total {word} ": (f" {word}", "=") for word in RUNGS}
+    return {**observed, **rungs, f"Scale: {RUNGS[0]} ": (f" {RUNGS[0]}", "."), **totals}
 
 
 def make_tokenizer() -> Any:

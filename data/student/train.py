@@ -24,8 +24,7 @@ from typing import Any
 
 from data.student.fields import GATES, measure
 from data.student.tasks import Exercise, Kind, exercise, oracle_exercise
-from data.student.tokenizer import CONTEXT_TOKENS, make_tokenizer
-from raters.observations import LEVELS, STATISTICS
+from data.student.tokenizer import CONTEXT_TOKENS, make_tokenizer, parts_of_pieces
 
 SIZES = {
     "hidden_size": 128,
@@ -40,9 +39,9 @@ STEPS, BATCH, SEED = 3000, 32, 0
 WARMUP_STEPS, DECAY_FROM, LEAST_RATE = 100, 0.5, 0.02
 RATE, BETAS, WEIGHT_DECAY, MOST_GRADIENT_NORM = 2.5e-3, (0.9, 0.95), 0.05, 1.0
 CURRICULUM: tuple[tuple[float, dict[Kind, int]], ...] = (
-    (0.1, {"copy": 6, "restate": 2, "look-up": 2}),
-    (0.2, {"copy": 2, "restate": 3, "look-up": 1, "many": 6}),
-    (0.5, {"copy": 1, "restate": 2, "look-up": 1, "many": 12, "few": 4, "at-once": 1}),
+    (0.1, {"copy": 6, "restate": 2, "look-up": 1, "read-off": 1}),
+    (0.2, {"copy": 2, "restate": 3, "look-up": 1, "read-off": 3, "many": 4}),
+    (0.5, {"copy": 1, "restate": 2, "look-up": 1, "read-off": 2, "many": 12, "few": 4, "at-once": 1}),
     (1.0, {"restate": 1, "many": 10, "few": 7, "at-once": 1, "rate-first": 1}),
 )
 """(until which share of the steps, how often each kind); copying comes first, guessing last."""
@@ -126,13 +125,10 @@ def new_model(tokenizer: Any, seed: int) -> Any:
     )
     model = library.Qwen3ForCausalLM(config)
     embedding = model.get_input_embeddings().weight.data
-    for name in STATISTICS:
-        for level in LEVELS:
-            # An observation begins as the sum of its name and its level, as if it were two tokens.
-            whole, *parts = (
-                tokenizer.convert_tokens_to_ids(piece) for piece in (f" {name} is {level}.", f" {name}", f" is {level}")
-            )
-            embedding[whole] = embedding[parts].sum(0) / math.sqrt(2)
+    for piece, parts in parts_of_pieces().items():
+        # Begins as the sum of its parts, as if it were two tokens: a step from one to the other is there already.
+        ids = [tokenizer.convert_tokens_to_ids(part) for part in parts]
+        embedding[tokenizer.convert_tokens_to_ids(piece)] = embedding[ids].sum(0) / math.sqrt(2)
     return model
 
 

@@ -14,12 +14,13 @@ import contextlib
 import copy
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from raters.models.bases import check_base
+from raters.models.bases import base_fingerprint, check_base
 from raters.models.decoding import can_decode, decode
 from raters.models.label_scoring import answer_up_to_rating, score_labels
 from raters.models.protocol import (
@@ -39,6 +40,30 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _OWN_TAGS = frozenset({THINK_OPEN, THINK_CLOSE, "<rating>", "</rating>"})
 """Special tokens of some tokenizers that our own prompts need whole; prompts make them harmless in items."""
+
+
+class Reader(Protocol):
+    """What has to be known of a model to write a conversation as it reads it; see `LoadedModel`."""
+
+    @property
+    def spec(self) -> str:
+        """For messages."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, with a chat template."""
+        ...
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Longest text it can take."""
+        ...
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Strings that become control tokens."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,27 +151,13 @@ def load_model(
             import peft
     except ImportError as error:
         raise ModelAccessError(f"{spec}: needs torch, transformers and peft; pip install 'judgeseye[train]'") from error
-    if adapter is not None and not (adapter / "adapter_config.json").is_file():
-        raise ModelAccessError(f"{spec}: adapter {adapter} has no adapter_config.json; give the folder PEFT saved")
-    check_adapter_weights(adapter, spec)
-    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        raise ModelAccessError(f"{spec}: there is no such folder; check the path")
+    check_places(spec, name, adapter)
     library: Any = transformers  # annotated in part only
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    own_tokenizer = adapter is not None and (adapter / "tokenizer_config.json").is_file()
     try:
         with _quiet(library.utils.logging):
-            # Without the word, transformers asks the user whether to run what came with a model.
-            place = str(adapter) if own_tokenizer else name
-            tokenizer = library.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-            if chat_template is not None:
-                tokenizer.chat_template = chat_template
-            if not tokenizer.chat_template:
-                raise ModelAccessError(
-                    f"{spec}: has no chat template; use a model tuned for chat, or put a chat_template.jinja "
-                    "into its folder"
-                )
+            tokenizer = load_tokenizer(spec, tokenizer_place(name, adapter), chat_template)
             placed = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
             model, info = library.AutoModelForCausalLM.from_pretrained(
                 name,
@@ -170,21 +181,15 @@ def load_model(
             generation = model.generation_config
             config = model.config.get_text_config()
             if adapter is not None:
-                check_base(model, adapter, spec)
+                check_base(partial(base_fingerprint, model), adapter, spec)
                 model = peft.PeftModel.from_pretrained(model, str(adapter))
             model = (model if quantization is not None else model.to(device)).eval()
     except ModelAccessError:
         raise
     except Exception as error:  # the libraries raise anything from OSError to KeyError here
-        first = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise ModelAccessError(
-            f"{spec}: cannot be loaded ({type(error).__name__}: {one_line(first, 200)}); "
-            "check the folder or hub id, the adapter, and the device"
-        ) from error
+        raise not_loaded(spec, error) from error
     if missing := sorted(info["missing_keys"]):
         _LOG.warning("%s: %d weights are not saved and start random: %s", spec, len(missing), missing[0])
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    special = {*added, *tokenizer.all_special_tokens} - _OWN_TAGS
     return LoadedModel(
         spec=spec,
         model=model,
@@ -193,11 +198,70 @@ def load_model(
         end_ids=frozenset(end_ids),
         context_tokens=getattr(config, "max_position_embeddings", None),
         rotary=any(getattr(config, key, None) for key in ("rope_parameters", "rope_theta")),
-        special_tokens=tuple(sorted(special, key=len, reverse=True)),
+        special_tokens=special_tokens_of(tokenizer),
     )
 
 
-def conversation_text(loaded: LoadedModel, messages: Sequence[Message], *, ask: bool = True) -> str:
+def special_tokens_of(tokenizer: Any) -> tuple[str, ...]:
+    """Return the strings that a tokenizer makes control tokens of, longest first; not the tags of our own prompts."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return tuple(sorted({*added, *tokenizer.all_special_tokens} - _OWN_TAGS, key=len, reverse=True))
+
+
+def tokenizer_place(name: str, adapter: Path | None) -> str:
+    """Return where the tokenizer is: an adapter's folder, if it has the one that it was trained with."""
+    own = adapter is not None and (adapter / "tokenizer_config.json").is_file()
+    return str(adapter) if own else name
+
+
+def load_tokenizer(spec: str, place: str, chat_template: str | None = None) -> Any:
+    """Return a tokenizer with a chat template.
+
+    Args:
+        spec: For messages.
+        place: Folder or hub id.
+        chat_template: In place of its own.
+
+    Raises:
+        ModelAccessError: If it has no chat template; transformers raises anything from OSError to KeyError besides.
+    """
+    import transformers
+
+    library: Any = transformers
+    # Without the word, transformers asks the user whether to run what came with a model.
+    tokenizer = library.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    if not tokenizer.chat_template:
+        raise ModelAccessError(
+            f"{spec}: has no chat template; use a model tuned for chat, or put a chat_template.jinja into its folder"
+        )
+    return tokenizer
+
+
+def check_places(spec: str, name: str, adapter: Path | None) -> None:
+    """Refuse folders that are none, and adapters that could run anything.
+
+    Raises:
+        ModelAccessError: If one is.
+    """
+    if adapter is not None and not (adapter / "adapter_config.json").is_file():
+        raise ModelAccessError(f"{spec}: adapter {adapter} has no adapter_config.json; give the folder PEFT saved")
+    check_adapter_weights(adapter, spec)
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise ModelAccessError(f"{spec}: there is no such folder; check the path")
+
+
+def not_loaded(spec: str, error: BaseException) -> ModelAccessError:
+    """Return what to raise for whatever a library raised while it loaded a model."""
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return ModelAccessError(
+        f"{spec}: cannot be loaded ({type(error).__name__}: {one_line(first, 200)}); "
+        "check the folder or hub id, the adapter, and the device"
+    )
+
+
+def conversation_text(loaded: Reader, messages: Sequence[Message], *, ask: bool = True) -> str:
     """Return a conversation as the model's chat template writes it, special tokens in its texts made harmless.
 
     Args:
@@ -222,7 +286,7 @@ def conversation_text(loaded: LoadedModel, messages: Sequence[Message], *, ask: 
     return text
 
 
-def render(loaded: LoadedModel, messages: Sequence[Message], max_tokens: int) -> Prompt:
+def render(loaded: Reader, messages: Sequence[Message], max_tokens: int) -> Prompt:
     """Return the conversation in tokens, ready for an answer of at most `max_tokens`.
 
     Raises:
@@ -265,7 +329,7 @@ def generate(
         output = _generate(loaded, asked, limits, seeds, settings, is_unwanted)
     written = [_written(loaded, prompt, ids) for prompt, ids in zip(prompts, output, strict=True)]
     return [
-        _completion(prompt, one, scores)
+        as_completion(prompt, one, scores)
         for prompt, one, scores in zip(prompts, written, _label_scores(loaded, prompts, written, settings), strict=True)
     ]
 
@@ -279,7 +343,7 @@ def harmless_text(text: str, special_tokens: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Written:
+class Written:
     """What a model wrote for a prompt: raw text, how it ended, and how many tokens it took."""
 
     text: str
@@ -287,23 +351,29 @@ class _Written:
     tokens: int
 
 
-def _written(loaded: LoadedModel, prompt: Prompt, token_ids: list[int]) -> _Written:
+def _written(loaded: LoadedModel, prompt: Prompt, token_ids: list[int]) -> Written:
     written = token_ids[: prompt.max_tokens]
     end = next((index for index, token in enumerate(written) if token in loaded.end_ids), None)
     if end is not None:
         written = written[: end + 1]
+    text = decoded(loaded.tokenizer, written, loaded.end_ids)
+    return Written(prompt.opened + text, "length" if end is None else "stop", len(written))
+
+
+def decoded(tokenizer: Any, token_ids: Sequence[int], end_ids: Collection[int]) -> str:
+    """Return tokens as text, without those that end a text or fill a gap."""
+    silent = {*end_ids, tokenizer.pad_token_id, tokenizer.bos_token_id}
     # Other special tokens stay in the text: with some tokenizers <think> is one.
-    silent = {*loaded.end_ids, loaded.tokenizer.pad_token_id, loaded.tokenizer.bos_token_id}
-    text = loaded.tokenizer.decode(
-        [token for token in written if token not in silent],
+    text: str = tokenizer.decode(
+        [token for token in token_ids if token not in silent],
         skip_special_tokens=False,
         clean_up_tokenization_spaces=False,
     )
-    return _Written(prompt.opened + text, "length" if end is None else "stop", len(written))
+    return text
 
 
 def _label_scores(
-    loaded: LoadedModel, prompts: Sequence[Prompt], written: Sequence[_Written], settings: SamplingSettings
+    loaded: LoadedModel, prompts: Sequence[Prompt], written: Sequence[Written], settings: SamplingSettings
 ) -> Iterator[Mapping[str, float] | None]:
     """Yield the log-probabilities of the wanted labels behind each answer's `<rating>`, None where there are none."""
     known: dict[tuple[tuple[int, ...], str], Mapping[str, float] | None] = {}
@@ -319,7 +389,8 @@ def _label_scores(
         yield known[key]
 
 
-def _completion(prompt: Prompt, written: _Written, label_logprobs: Mapping[str, float] | None) -> Completion:
+def as_completion(prompt: Prompt, written: Written, label_logprobs: Mapping[str, float] | None) -> Completion:
+    """Return what a model wrote for a prompt with its reasoning told from its answer."""
     reasoning, answer = split_reasoning(written.text)
     return Completion(
         text=answer,

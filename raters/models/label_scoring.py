@@ -13,7 +13,7 @@ from raters.models.protocol import THINK_CLOSE, THINK_OPEN
 from raters.scales import rating_start
 
 if TYPE_CHECKING:
-    from raters.models.generation import LoadedModel
+    from raters.models.generation import LoadedModel, Reader
 
 _OPEN, _CLOSE = "<rating>", "</rating>"
 _LABELS_AT_ONCE = 16
@@ -58,10 +58,7 @@ def score_labels(
     """
     import torch
 
-    endings = {label: _token_ids(loaded, f"{begun}{label}{_CLOSE}") for label in labels}
-    # A tokenizer may draw the end of the tag and a label into one token; what is scored begins where labels part from
-    # the tag alone.
-    given = _shared_length([_token_ids(loaded, begun), *endings.values()])
+    endings, given = label_endings(loaded, begun, labels)
     longest = max(map(len, endings.values()))
     if loaded.context_tokens is not None and len(prompt_ids) + longest > loaded.context_tokens:
         return None
@@ -78,6 +75,21 @@ def score_labels(
         at_once = len(some) // 2  # out here no exception holds the failed pass's tensors
         torch.cuda.empty_cache()
     return dict(zip(labels, scores, strict=True))
+
+
+def label_endings(loaded: Reader, begun: str, labels: Sequence[str]) -> tuple[dict[str, list[int]], int]:
+    """Return the tokens of an answer that ends in each label and the closing tag, and how many of them are given.
+
+    A tokenizer may draw the end of the tag and a label into one token; what is scored begins where labels part from
+    the tag alone.
+
+    Args:
+        loaded: The model.
+        begun: The answer up to and including `<rating>`.
+        labels: The scale's labels as text.
+    """
+    endings = {label: _token_ids(loaded, f"{begun}{label}{_CLOSE}") for label in labels}
+    return endings, _shared_length([_token_ids(loaded, begun), *endings.values()])
 
 
 def _scores(
@@ -109,7 +121,7 @@ def _scores(
         return [float(score) for score in (logprobs.double() * scored).sum(1).tolist()]
 
 
-def _token_ids(loaded: LoadedModel, text: str) -> list[int]:
+def _token_ids(loaded: Reader, text: str) -> list[int]:
     return list(loaded.tokenizer(text, add_special_tokens=False).input_ids)
 
 
