@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import EngineOptions, parse_options
+from pipelines.options import BudgetOptions, EngineOptions, parse_options
 from pipelines.session import draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
-from raters.records import MOST_DRAWS, JudgeseyeError, StorageError
+from raters.records import MOST_DRAWS, BudgetError, JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
     from pipelines.inference import Plan
@@ -39,7 +39,7 @@ Writes to --out: candidates.jsonl (every draw), traces.jsonl (kept ones), unmatc
 utilisation.svg, split.json, manifest.json. The same command again continues where it stopped."""
 
 
-class InferTracesOptions(EngineOptions):
+class InferTracesOptions(BudgetOptions, EngineOptions):
     """Options of infer_traces."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
@@ -85,6 +85,17 @@ class InferTracesOptions(EngineOptions):
     null_items: int = Field(
         50, ge=0, description="items of an adaptive run that get all k draws, to measure what chance would accept"
     )
+    give_up: float = Field(
+        0.0, ge=0, lt=1, description="give an item up once the chance of a match in its draws left is below this"
+    )
+    ahead: bool | None = Field(
+        None,
+        description="where slots would idle, make further draws of an open item before its last one has come back; "
+        "traces stay the same (default: for openai/, hf/ and vllm/)",
+    )
+    samples_per_request: int = Field(
+        1, ge=1, le=128, description="draws of an item in one request to openai/<name>, where the server has it"
+    )
     batch: Literal["submit", "collect"] | None = Field(
         None, description="draw by way of openai/<name>'s batch API: submit a round of requests, or collect the answers"
     )
@@ -99,8 +110,6 @@ class InferTracesOptions(EngineOptions):
     engine: Literal["local", "ray"] = Field("local", description="where workers are: processes here, or actors of Ray")
     workers: int | None = Field(None, ge=1, le=1024, description="who draw, each for a share of the items (default: 1)")
     ray_address: str | None = Field(None, description="cluster of --engine ray; RAY_ADDRESS, or this machine")
-    input_price: float | None = Field(None, ge=0, description="USD for a million tokens read, for the cost shown")
-    output_price: float | None = Field(None, ge=0, description="USD for a million tokens written")
     out: str | None = Field(None, description="folder of this run (default: runs/<corpus>[-<dimension>]/infer_traces)")
     new: bool = Field(False, description="start over; a run that stands in --out is kept beside it")
     show: int = Field(0, ge=0, description="print this many kept traces beside their items")
@@ -141,6 +150,7 @@ def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] |
     from raters.checkpoints import Checkpoint
     from raters.journal import Journal
     from raters.models import IN_PROCESS, check_spec
+    from raters.sampling import giving_up_of
     from raters.shards import clear_up, unfinished
 
     ledger = plan.empty_ledger()
@@ -151,6 +161,7 @@ def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] |
         ledger.replay(checkpoint.recover())
     if checkpoint.last_record() is not None:
         say(f"continuing {folder.path}: {sum(ledger.totals.draws.values()):,} draws are there already")
+    giving_up_of(ledger, plan.sampling)  # or it would look as if there were work left
     began = time.monotonic()
 
     def manifest(status: str) -> dict[str, Any]:
@@ -195,12 +206,12 @@ def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] |
         summary = _write_results(plan, ledger, folder)
         folder.write_manifest({**manifest("complete"), "kept": summary["kept"]})
         return summary
-    except JudgeseyeError:
+    except JudgeseyeError as error:
         if sum(ledger.totals.draws.values()) and not unfinished(folder.path):
             say(how_to_go_on(sum(ledger.totals.draws.values()), folder.path))
             with suppress(StorageError):
                 checkpoint.close()
-                folder.write_manifest(manifest("failed"))
+                folder.write_manifest(manifest("stopped" if isinstance(error, BudgetError) else "failed"))
         raise
     finally:
         with suppress(OSError):
@@ -220,9 +231,20 @@ def _begin(plan: Plan, folder: RunFolder) -> None:
     plan.generator.write(folder.path / "rater.yaml")
 
 
-async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint) -> bool:
-    """Make the draws that are missing; return False if the user stopped it."""
-    from pipelines.screen import ProgressBar
+async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint, *, alone: bool = True) -> bool:
+    """Make the draws that are missing; return False if the user stopped it.
+
+    Args:
+        plan: Of the run.
+        ledger: What is drawn already.
+        checkpoint: Of the journal.
+        alone: False for one of several workers, who can say nothing of the whole run.
+
+    Raises:
+        BudgetError: The budget is spent.
+    """
+    from pipelines.screen import ProgressBar, say
+    from raters.budgets import FIRST_ITEMS
     from raters.drawing import Source
     from raters.models import open_model
     from raters.sampling import Rationalizer, Sampler
@@ -248,6 +270,13 @@ async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint) -> bool:
         bar.update()
         checkpoint.save_if_due()
 
+    def on_first() -> None:
+        say(f"\n{plan.estimate(ledger, first_rows)}")
+
+    together = options.samples_per_request
+    budget = options.budget(plan.prices.values(), options.max_tokens, together)
+    is_new = any(plan.is_undone(ledger, row) for row in range(min(FIRST_ITEMS, len(ledger.rows))))
+    first_rows = FIRST_ITEMS if alone and is_new and (plan.is_paid or budget is not None) else 0
     try:
         sampler = Sampler(
             ledger,
@@ -257,6 +286,9 @@ async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint) -> bool:
             escalate=source("escalated") if options.escalate else None,
             rationalize=Rationalizer(source("rationalized"), source("recovered")) if options.rationalize else None,
             on_draw=on_draw,
+            refusal=lambda running: "" if budget is None else budget.refusal(plan.use(ledger), running),
+            first_rows=first_rows,
+            on_first=on_first,
         )
         totals = ledger.totals
         text = progress_text(
@@ -274,7 +306,10 @@ async def draw(plan: Plan, ledger: Ledger, checkpoint: Checkpoint) -> bool:
         bar = ProgressBar(len(ledger.rows), state)
         if (last := checkpoint.last_record()) is not None:
             sampler.complete_group(last)
-        return await draw_until_done(sampler.pool, sampler.run(), bar)
+        done = await draw_until_done(sampler.pool, sampler.run(), bar)
+        if sampler.pool.ended:
+            raise BudgetError(sampler.pool.ended)
+        return done
     finally:
         for model in models.values():
             await model.close()

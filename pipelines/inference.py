@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.session import cost_usd
 from raters.records import ConfigError, DataError
 
 if TYPE_CHECKING:
     from pipelines.infer_traces import InferTracesOptions
+    from raters.budgets import Use
     from raters.corpora import Corpus
     from raters.corpus_files import Dimension
     from raters.gold import GoldMethod, LabelTable
     from raters.ledger import Ledger
     from raters.observations import Observations
+    from raters.prices import Price
     from raters.questions import Purpose, Question
     from raters.rater_files import RaterSpec
     from raters.runs import RunFolder
@@ -81,7 +83,17 @@ class Plan:
             settings=SamplingSettings(options.temperature, options.top_p, options.max_tokens),
             concurrency=options.concurrency,
             null_rows=options.null_items,
+            together=options.samples_per_request,
+            ahead=self.draws_ahead,
+            give_up=options.give_up,
         )
+
+    @property
+    def draws_ahead(self) -> bool:
+        """Whether slots that would idle make further draws of open items: for models that leave slots waiting."""
+        specs = (self.options.model, self.options.escalate or "")
+        waits = any(spec.startswith(("openai/", "hf/", "vllm/")) for spec in specs)
+        return waits if self.options.ahead is None else self.options.ahead
 
     def model_spec(self, purpose: str) -> str:
         """Return which model a purpose has."""
@@ -130,6 +142,7 @@ class Plan:
             "tolerance": options.tolerance or 0.0,
             "seed": options.seed,
             **per_annotator,
+            **({"samples_per_request": together} if (together := options.samples_per_request) > 1 else {}),
         }
 
     def empty_ledger(self) -> Ledger:
@@ -167,15 +180,64 @@ class Plan:
             "prompt_tokens": totals.prompt_tokens,
             "completion_tokens": totals.completion_tokens,
             "cost_usd": self.cost(ledger),
+            "prices": {purpose: price.as_record() for purpose, price in self.prices.items()},
             "seconds": round(seconds, 3),
         }
 
+    @cached_property
+    def prices(self) -> Mapping[str, Price]:
+        """What each purpose's model costs, as far as that is known."""
+        specs = {purpose: self.model_spec(purpose) for purpose in self.questions}
+        known = self.options.known_prices(specs.values())
+        return {purpose: known[spec] for purpose, spec in specs.items() if spec in known}
+
+    @property
+    def is_paid(self) -> bool:
+        """Whether a model that is asked is known to cost something."""
+        return any(price.input or price.output for price in self.prices.values())
+
     def cost(self, ledger: Ledger) -> float | None:
         """Return what the draws cost in USD; None if a hosted model has no price."""
-        options, totals = self.options, ledger.totals
-        hosted = any(self.model_spec(purpose).startswith("openai/") for purpose in self.questions)
-        tokens = (totals.prompt_tokens, totals.completion_tokens)
-        return cost_usd(*tokens, options.input_price, options.output_price, hosted=hosted)
+        from raters.prices import dearer
+
+        prices, totals = self.prices, ledger.totals
+        if prices.keys() < self.questions.keys():
+            return None
+        by_chance = dict(prices)
+        if "recovered" in prices:  # its tokens stand with those of the explanation
+            by_chance["rationalized"] = dearer(prices["rationalized"], prices["recovered"])
+        # A chance of an earlier session that is not asked for any more is reckoned as the first.
+        return sum(
+            by_chance.get(chance, prices["first"]).usd(read, totals.written_by_chance[chance])
+            for chance, read in totals.read_by_chance.items()
+        )
+
+    def use(self, ledger: Ledger) -> Use:
+        """Return what the draws have used; nothing in USD if that is unknown."""
+        from raters.budgets import Use
+        from raters.drawing import REFUSED
+
+        totals = ledger.totals
+        draws, refused = sum(totals.draws.values()), totals.finish_reasons[REFUSED]
+        tokens, usd = totals.prompt_tokens + totals.completion_tokens, self.cost(ledger)
+        # What was refused is free, as far as anybody says.
+        return Use(draws - totals.uncounted, tokens, usd or 0.0, max(totals.uncounted - refused, 0))
+
+    def estimate(self, ledger: Ledger, first_rows: int) -> str:
+        """Return what the run will use, as a line for the user, once its first rows are drawn for."""
+        from raters.budgets import estimate
+
+        options, used = self.options, self.use(ledger)
+        full_rows, together = self.sampling.full_rows(len(ledger.rows)), options.samples_per_request
+        found = estimate(ledger, first_rows, full_rows, together, used, self.cost(ledger) is not None)
+        more = ", second chances not counted" if options.escalate or options.rationalize else ""
+        return options.estimate_line(first_rows, found, more)
+
+    def is_undone(self, ledger: Ledger, row: int) -> bool:
+        """Return True if a row needs further first draws."""
+        missing = ledger.missing("first", row)
+        full_rows = self.sampling.full_rows(len(ledger.rows))
+        return bool(missing) and missing[0] < ledger.draws_needed(row, "first", full_rows)
 
 
 def read_inputs(options: InferTracesOptions) -> Plan:
@@ -232,7 +294,7 @@ def read_inputs(options: InferTracesOptions) -> Plan:
         observations = fit_to_corpus(corpus, dimension.scale, training)
         if rater is not None and rater.question.observations is not None:
             observations = rater.question.observations
-    return Plan(
+    plan = Plan(
         options=options,
         corpus=corpus,
         dimension=dimension,
@@ -244,6 +306,11 @@ def read_inputs(options: InferTracesOptions) -> Plan:
         questions={name: Question(dimension, prompt, observations, _PURPOSES[name]) for name, prompt in loaded.items()},
         out=stage_folder(options.out, corpus, dimension.name, "infer_traces"),
     )
+    options.check_budget(
+        [plan.model_spec(purpose) for purpose in plan.questions],
+        several=options.engine != "local" or (options.workers or 1) > 1,
+    )
+    return plan
 
 
 def _as_rater(
@@ -265,6 +332,8 @@ def _as_rater(
 
 def _check_options(options: InferTracesOptions, dimension: Dimension) -> None:
     """Refuse combinations that cannot mean what they say."""
+    from raters.sampling import strategy_for
+
     unit = dimension.scale.tolerance_unit
     if options.tolerance and unit is None:
         raise ConfigError(f"--tolerance {options.tolerance}: labels {dimension.scale} have no distance; leave it out")
@@ -287,6 +356,20 @@ def _check_options(options: InferTracesOptions, dimension: Dimension) -> None:
         raise ConfigError(
             f"--temperature 0 --k {options.k}: at temperature 0 all draws of an item are the same; give --k {different}"
         )
+    if options.give_up and strategy_for(options.strategy, options.keep) == "fixed":
+        raise ConfigError(
+            f"--give-up {options.give_up:g}: is for adaptive draws, and fixed ones are all made; leave it out"
+        )
+    if options.give_up and (options.engine != "local" or (options.workers or 1) > 1):
+        raise ConfigError(
+            f"--give-up {options.give_up:g}: is decided from the acceptances of the whole run, and each of several "
+            "workers sees its own share; leave out --workers and --engine, or give 0"
+        )
+    if options.samples_per_request > 1 and not any((spec or "").startswith("openai/") for spec in specs):
+        raise ConfigError(
+            f"--samples-per-request {options.samples_per_request}: is for openai/<name>, and no such model is asked "
+            "for; leave it out"
+        )
     _check_batch(options)
     if options.recover and not options.rationalize:
         raise ConfigError(f"--recover {options.recover}: is for --rationalize, which is not given; add it")
@@ -306,6 +389,12 @@ def _check_batch(options: InferTracesOptions) -> None:
             raise ConfigError(
                 f"--batch {options.batch} --{name} {value}: a second chance comes after all rounds; give it without "
                 "--batch once they are collected"
+            )
+    for name in ("give_up", "samples_per_request", "max_cost", "max_total_tokens"):
+        if (value := getattr(options, name)) != type(options).model_fields[name].default:
+            raise ConfigError(
+                f"--batch {options.batch} --{name.replace('_', '-')} {value}: is for draws that are made one after "
+                "another, and a round is sent as a whole; leave it out"
             )
     if options.engine != "local" or (options.workers or 1) > 1:
         raise ConfigError(f"--batch {options.batch}: the provider does the work; leave --engine and --workers out")

@@ -17,7 +17,9 @@ from pydantic_core import PydanticCustomError
 from raters.records import ConfigError
 
 if TYPE_CHECKING:
+    from raters.budgets import Budget, Estimate
     from raters.models.pacing import EndpointLimits
+    from raters.prices import Price
 
 _MOST_SHOWN = 80
 _OURS = ("model", "tokenizer", "trust_remote_code", "enable_lora", "max_loras")
@@ -42,7 +44,11 @@ class StageOptions(BaseModel):
     @classmethod
     def _no_booleans_for_numbers(cls, data: dict[str, Any]) -> dict[str, Any]:
         for name, value in data.items():
-            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+            if (
+                isinstance(value, bool)
+                and name in cls.model_fields
+                and not _is_switch(cls.model_fields[name].annotation)
+            ):
                 raise PydanticCustomError("boolean", "{name}", {"name": name, "value": value})
         return data
 
@@ -89,6 +95,89 @@ class EndpointOptions(StageOptions):
         for name, field in EndpointOptions.model_fields.items():
             if (value := getattr(self, name)) != field.default:
                 raise ConfigError(f"{_flag(name)} {value}: is for openai/<name>, and no such model is asked for")
+
+
+class BudgetOptions(EndpointOptions):
+    """Base of the options of stages that draw: what tokens cost, and how much of that is too much."""
+
+    input_price: float | None = Field(None, ge=0, description="USD for a million tokens read, whatever the model")
+    output_price: float | None = Field(None, ge=0, description="USD for a million tokens written")
+    prices: str | None = Field(None, description="file of prices by model, as data/prices.yaml is one")
+    max_cost: float | None = Field(None, ge=0, description="budget: most USD of the run, earlier sessions included")
+    max_total_tokens: int | None = Field(None, ge=0, description="budget: most tokens of the run, read and written")
+
+    def known_prices(self, specs: Iterable[str]) -> dict[str, Price]:
+        """Return what models cost, as far as that is known; those of this machine cost nothing.
+
+        Raises:
+            ConfigError: If the file of prices cannot be read.
+        """
+        from raters.prices import FREE, Price, price_table
+
+        specs = list(specs)
+        if self.input_price is not None or self.output_price is not None:
+            return dict.fromkeys(specs, Price(self.input_price or 0.0, self.output_price or 0.0, source="options"))
+        table = price_table(None if self.prices is None else Path(self.prices))
+        known = {spec: table.get(spec, None if spec.startswith("openai/") else FREE) for spec in specs}
+        return {spec: price for spec, price in known.items() if price is not None}
+
+    def check_budget(self, specs: Iterable[str], *, several: bool) -> None:
+        """Refuse a budget that cannot be held.
+
+        Args:
+            specs: Models of the run.
+            several: True if several workers draw.
+
+        Raises:
+            ConfigError: If so, or if the file of prices cannot be read.
+        """
+        specs = list(specs)
+        prices = self.known_prices(specs)
+        for name in ("max_cost", "max_total_tokens"):
+            if several and (value := getattr(self, name)) is not None:
+                raise ConfigError(
+                    f"{_flag(name)} {value}: is held by one process that knows of every draw; leave out --workers and "
+                    "--engine"
+                )
+        if self.max_cost is None:
+            return
+        if unknown := [spec for spec in specs if spec not in prices]:
+            raise ConfigError(
+                f"--max-cost {self.max_cost}: nobody says what {unknown[0]} costs; give --input-price and "
+                "--output-price, or --prices with a file such as data/prices.yaml"
+            )
+        if not any(price.input or price.output for price in prices.values()):
+            raise ConfigError(f"--max-cost {self.max_cost}: no model of the run costs anything; leave it out")
+
+    def budget(self, prices: Iterable[Price], max_tokens: int, draws_of_a_request: int = 1) -> Budget | None:
+        """Return the most that a run may use; None if it may use whatever it takes.
+
+        Args:
+            prices: Of its models.
+            max_tokens: Most tokens of a draw.
+            draws_of_a_request: How many.
+        """
+        from raters.budgets import Budget, Use
+
+        if self.max_cost is None and self.max_total_tokens is None:
+            return None
+        worst = max((price.usd(0, max_tokens) for price in prices), default=0.0)
+        return Budget(self.max_cost, self.max_total_tokens, Use(1, max_tokens, worst), draws_of_a_request)
+
+    def estimate_line(self, first: int, found: Estimate, more: str = "") -> str:
+        """Return what a run will use, as a line for the user.
+
+        Args:
+            first: How many items it is told from.
+            found: The estimate.
+            more: What it leaves out.
+        """
+        over = [
+            f"; over {_flag(name)} {most}, so the run will end there with all that it has"
+            for name, each in (("max_cost", found.usd), ("max_total_tokens", found.tokens))
+            if (most := getattr(self, name)) is not None and found.low * (each or 0.0) > most
+        ]
+        return f"estimate from the first {first} items: {found}{more}{''.join(over[:1])}"
 
 
 class EngineOptions(EndpointOptions):
@@ -150,11 +239,11 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same options (k: 8, top_p: 0.9, ...)")
     # What stages share comes last.
-    for name, field in sorted(kind.model_fields.items(), key=lambda field: field[0] in EndpointOptions.model_fields):
+    for name, field in sorted(kind.model_fields.items(), key=lambda field: field[0] in BudgetOptions.model_fields):
         text = (field.description or "").replace("%", "%%")
         if field.default not in (None, ()) and not isinstance(field.default, bool):
             text += f" (default: {field.default})"
-        if field.annotation is bool:
+        if _is_switch(field.annotation):
             parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
         elif get_origin(field.annotation) is tuple:
             parser.add_argument(_flag(name), nargs="+", action="extend", metavar=_metavar(str, name), help=text)
@@ -200,6 +289,11 @@ def read_yaml(path: Path, where: str, if_missing: str) -> Any:
         raise ConfigError(f"{where}: no such file; {if_missing}") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{where}: cannot be read ({' '.join(str(error).split())}); mend the file") from error
+
+
+def _is_switch(annotation: Any) -> bool:
+    """Return True for what is on, off, or up to the stage if it is not given."""
+    return annotation in (bool, bool | None)
 
 
 def _flag(name: str) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,16 +15,18 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import EngineOptions, parse_options
-from pipelines.session import cost_usd, draw_until_done, how_to_go_on, progress_text, run_loop
+from pipelines.options import BudgetOptions, EngineOptions, parse_options
+from pipelines.session import draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
-from raters.records import MOST_DRAWS, ConfigError, DataError, JudgeseyeError, StorageError
+from raters.records import MOST_DRAWS, BudgetError, ConfigError, DataError, JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from raters.budgets import Use
     from raters.checkpoints import Checkpoint
     from raters.corpora import Corpus
+    from raters.prices import Price
     from raters.rater_files import RaterSpec
     from raters.rating_runs import RatingSheet
     from raters.runs import RunFolder
@@ -37,7 +40,7 @@ Writes to --out: ratings.jsonl (every draw), verdicts.jsonl (what the draws of a
 split.json, manifest.json. The same command again continues where it stopped."""
 
 
-class RateItemsOptions(EngineOptions):
+class RateItemsOptions(BudgetOptions, EngineOptions):
     """Options of rate_items."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
@@ -70,8 +73,6 @@ class RateItemsOptions(EngineOptions):
     engine: Literal["local", "ray"] = Field("local", description="where workers are: processes here, or actors of Ray")
     workers: int | None = Field(None, ge=1, le=1024, description="who draw, each for a share of the items (default: 1)")
     ray_address: str | None = Field(None, description="cluster of --engine ray; RAY_ADDRESS, or this machine")
-    input_price: float | None = Field(None, ge=0, description="USD for a million tokens read, for the cost shown")
-    output_price: float | None = Field(None, ge=0, description="USD for a million tokens written")
     out: str | None = Field(None, description="folder of this run (default: runs/<corpus>[-<dimension>]/rate_items)")
     new: bool = Field(False, description="start over; a run that stands in --out is kept beside it")
 
@@ -141,11 +142,31 @@ class _Plan:
             "split_seed": self.options.split_seed,
         }
 
+    @cached_property
+    def price(self) -> Price | None:
+        """What the model costs; None if nobody says."""
+        return self.options.known_prices([self.spec.model]).get(self.spec.model)
+
     def cost(self, sheet: RatingSheet) -> float | None:
         """Return what the draws cost in USD; None if a hosted model has no price."""
-        tokens = (sheet.prompt_tokens, sheet.completion_tokens)
-        hosted = self.spec.model.startswith("openai/")
-        return cost_usd(*tokens, self.options.input_price, self.options.output_price, hosted=hosted)
+        return None if self.price is None else self.price.usd(sheet.prompt_tokens, sheet.completion_tokens)
+
+    def use(self, sheet: RatingSheet) -> Use:
+        """Return what the draws have used; nothing in USD if that is unknown."""
+        from raters.budgets import Use
+        from raters.drawing import REFUSED
+
+        counted = sheet.draws - sheet.untold - sheet.finish_reasons[REFUSED]
+        return Use(counted, sheet.prompt_tokens + sheet.completion_tokens, self.cost(sheet) or 0.0, sheet.untold)
+
+    def estimate(self, sheet: RatingSheet, first: int) -> str:
+        """Return what the run will use, as a line for the user, once its first draws are made."""
+        from raters.budgets import Estimate
+
+        used, draws = self.use(sheet), sheet.numbers.size
+        usd = None if self.price is None else used.usd / max(used.draws, 1)
+        found = Estimate(draws, draws, draws, draws, used.tokens / max(used.draws, 1), usd)
+        return self.options.estimate_line(first, found)
 
     def manifest(self, sheet: RatingSheet, status: str, seconds: float) -> dict[str, Any]:
         return {
@@ -153,6 +174,7 @@ class _Plan:
             "options": self.options.model_dump(),
             **sheet.manifest(self.split),
             "cost_usd": self.cost(sheet),
+            "price": None if self.price is None else self.price.as_record(),
             "seconds": round(seconds, 3),
         }
 
@@ -193,6 +215,7 @@ def read_inputs(options: RateItemsOptions) -> _Plan:
             adapter=options.adapter,
         )
     options.check_endpoint([spec.model])
+    options.check_budget([spec.model], several=options.engine != "local" or (options.workers or 1) > 1)
     settings = replace(
         spec.settings,
         **{
@@ -301,21 +324,32 @@ def _run(plan: _Plan, folder: RunFolder, workers: int | None) -> RatingSheet | N
         plan.spec.write(folder.path / "rater.yaml")
         folder.write_manifest(manifest("complete"))
         return sheet
-    except JudgeseyeError:
+    except JudgeseyeError as error:
         if sheet.draws and not unfinished(folder.path):
             say(how_to_go_on(sheet.draws, folder.path))
             with suppress(StorageError):
                 checkpoint.close()
-                folder.write_manifest(manifest("failed"))
+                folder.write_manifest(manifest("stopped" if isinstance(error, BudgetError) else "failed"))
         raise
     finally:
         with suppress(OSError):
             journal.close()
 
 
-async def draw(plan: _Plan, sheet: RatingSheet, checkpoint: Checkpoint) -> bool:
-    """Make the draws that are missing; return False if the user stopped it."""
-    from pipelines.screen import ProgressBar
+async def draw(plan: _Plan, sheet: RatingSheet, checkpoint: Checkpoint, *, alone: bool = True) -> bool:
+    """Make the draws that are missing; return False if the user stopped it.
+
+    Args:
+        plan: Of the run.
+        sheet: What is drawn already.
+        checkpoint: Of the journal.
+        alone: False for one of several workers, who can say nothing of the whole run.
+
+    Raises:
+        BudgetError: The budget is spent.
+    """
+    from pipelines.screen import ProgressBar, say
+    from raters.budgets import FIRST_ITEMS
     from raters.models import open_model
     from raters.rating_runs import RatingRun
 
@@ -343,8 +377,22 @@ async def draw(plan: _Plan, sheet: RatingSheet, checkpoint: Checkpoint) -> bool:
             checkpoint.save_if_due()
 
         bar = ProgressBar(len(sheet.items), state)
-        run = RatingRun(sheet, checkpoint.journal, model, options.concurrency, on_draw)
-        return await draw_until_done(run.pool, run.run(), bar)
+        budget = options.budget(filter(None, [plan.price]), plan.spec.settings.max_tokens)
+        told = budget is not None or (plan.price is not None and bool(plan.price.input or plan.price.output))
+        run = RatingRun(
+            sheet,
+            checkpoint.journal,
+            model,
+            options.concurrency,
+            on_draw,
+            refusal=lambda running: "" if budget is None else budget.refusal(plan.use(sheet), running),
+            first_draws=FIRST_ITEMS if alone and told and not sheet.draws else 0,
+            on_first=lambda: say(f"\n{plan.estimate(sheet, FIRST_ITEMS)}"),
+        )
+        done = await draw_until_done(run.pool, run.run(), bar)
+        if run.pool.ended:
+            raise BudgetError(run.pool.ended)
+        return done
     finally:
         await model.close()
 

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import EndpointOptions, read_yaml
+from pipelines.options import BudgetOptions, read_yaml
 from pipelines.screen import say
 from raters.journal import write_atomically
 from raters.records import ConfigError, JudgeseyeError, shown
@@ -47,7 +47,7 @@ whose options and inputs are unchanged, and goes on with a step that was stopped
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 _NOT_OUTPUTS = frozenset({".lock", "manifest.json", "recipe.json"})
-_BOUNDS = frozenset({"input_price", "output_price", "concurrency", *EndpointOptions.model_fields})
+_BOUNDS = frozenset({"concurrency", "ahead", "give_up", *BudgetOptions.model_fields})
 _BOUNDS_OF_REFINING = frozenset(
     {"max_requests", "max_tokens", "max_cost", "rounds", "patience", "max_proposals", "test"}
 )

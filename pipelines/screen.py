@@ -107,6 +107,12 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterable[str]:
     per_trace, fixed = summary["first_draws_per_kept_trace"], summary["fixed_k_draws_per_kept_trace"]
     if per_trace is not None:
         yield f"  {per_trace:.1f} draws a label matched, against {fixed:.1f} if every item had all {summary['k']}"
+    if (given_up := summary["given_up"]) is not None:
+        lost = given_up["expected_matches_lost"]
+        yield (
+            f"  gave up {given_up['items']:,} items whose chance was below {percent(given_up['below'])}, up to "
+            f"{given_up['draws_left_out']:,} draws: it costs about {lost:.1f} labels ({percent(lost / labels, 2)})"
+        )
     made = sum(summary["draws"].values())
     yield f"  unreadable verdicts: {percent(summary['unreadable_share'], 2)} of {made:,} draws"
     agreement = summary["self_agreement"]

@@ -166,7 +166,7 @@ def open_infer_traces(options: Mapping[str, Any]) -> Callable[[Shard], bool]:
         ledger.replay(checkpoint.recover())
         try:
             if ledger.has_work(plan.sampling.full_rows(len(ledger.rows))):
-                return run_loop(draw(plan, ledger, checkpoint))
+                return run_loop(draw(plan, ledger, checkpoint, alone=False))
             return True
         finally:
             checkpoint.journal.close()
@@ -190,7 +190,7 @@ def open_rate_items(options: Mapping[str, Any]) -> Callable[[Shard], bool]:
         checkpoint = Checkpoint(Journal(shard.journal), sheet)
         sheet.replay(checkpoint.recover())
         try:
-            return sheet.rows_done == len(plan.items) or run_loop(draw(plan, sheet, checkpoint))
+            return sheet.rows_done == len(plan.items) or run_loop(draw(plan, sheet, checkpoint, alone=False))
         finally:
             checkpoint.journal.close()
 

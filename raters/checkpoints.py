@@ -30,7 +30,7 @@ _LEAST_SECONDS = 60.0
 _MOST_SHARE = 0.02
 """Of a run's time that may go into checkpoints."""
 _LOOKS, _LOOK_BYTES, _LAST_BYTES = 64, 4096, 65536
-_FACTS, _FORMAT = "facts", 1
+_FACTS, _FORMAT = "facts", 2
 
 Arrays = Mapping[str, NDArray[Any]]
 Facts = Mapping[str, Any]

@@ -27,6 +27,7 @@ UNDRAWN = -np.inf
 UNREADABLE = np.nan
 """In `Ledger.numbers`: this draw's verdict could not be read."""
 CHANCES: tuple[Chance, ...] = ("first", "escalated", "rationalized")
+_COUNTERS = ("draws", "finish_reasons", "read_by_chance", "written_by_chance")
 _MATCHES = ("matched_draw", "matched_chance", "matched_offset")
 
 
@@ -41,6 +42,8 @@ class Totals:
         prompt_tokens: Read, as far as the models count.
         completion_tokens: Written, as far as the models count.
         uncounted: Draws whose tokens the model did not count.
+        read_by_chance: As `prompt_tokens`, by chance, since chances may have models of other prices.
+        written_by_chance: As `completion_tokens`.
     """
 
     draws: Counter[Chance] = field(default_factory=Counter)
@@ -49,6 +52,8 @@ class Totals:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     uncounted: int = 0
+    read_by_chance: Counter[Chance] = field(default_factory=Counter)
+    written_by_chance: Counter[Chance] = field(default_factory=Counter)
 
 
 class Ledger:
@@ -68,6 +73,7 @@ class Ledger:
         matched_draw: (units,) draw of the kept candidate, -1 if none agreed.
         matched_chance: (units,) its chance, a place in CHANCES.
         matched_offset: (units,) where its line begins in the journal.
+        given_up: (rows,) True for a row that gets no further first draw although a unit of it is open; see `giving_up`.
         accepted: By unit, (draw, offset) of every accepted first draw, if `keep_all` was asked for.
     """
 
@@ -109,6 +115,7 @@ class Ledger:
         self.matched_draw = np.full(len(chosen), -1, np.int64)
         self.matched_chance = np.zeros(len(chosen), np.int64)
         self.matched_offset = np.full(len(chosen), -1, np.int64)
+        self.given_up = np.zeros(len(order), bool)
         self.accepted: dict[int, list[tuple[int, int]]] | None = {} if keep_all else None
 
     def units(self, row: int) -> range:
@@ -151,7 +158,7 @@ class Ledger:
         by_unit = np.where((self.matched_draw >= 0) & (self.matched_chance == 0), self.matched_draw + 1, most)
         needed = np.maximum.reduceat(by_unit, self._starts[:-1])
         needed[:full_rows] = most
-        return int((made >= needed).sum())
+        return int(((made >= needed) | self.given_up).sum())
 
     def has_work(self, full_rows: int) -> bool:
         """Return True if a draw is still to be made, of any chance."""
@@ -266,7 +273,7 @@ class Ledger:
             for unit, draw, offset in arrays["accepted"].tolist():
                 self.accepted.setdefault(unit, []).append((draw, offset))
         totals = facts["totals"]
-        self.totals = Totals(**{**totals, **{name: Counter(totals[name]) for name in ("draws", "finish_reasons")}})
+        self.totals = Totals(**{**totals, **{name: Counter(totals[name]) for name in _COUNTERS}})
         return True
 
     def part(self, rows: slice) -> dict[str, NDArray[Any]]:
@@ -301,4 +308,6 @@ class Ledger:
         totals.finish_reasons[record["finish_reason"]] += 1
         totals.prompt_tokens += record["prompt_tokens"] or 0
         totals.completion_tokens += record["completion_tokens"] or 0
+        totals.read_by_chance[record["chance"]] += record["prompt_tokens"] or 0
+        totals.written_by_chance[record["chance"]] += record["completion_tokens"] or 0
         totals.uncounted += record["completion_tokens"] is None

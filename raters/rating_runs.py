@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -85,7 +86,8 @@ async def ask_once(pool: DrawPool, source: Source, spec: RaterSpec, item: Item, 
 
 
 _COUNTS = (
-    "draws", "unreadable", "with_probabilities", "read_from", "finish_reasons", "prompt_tokens", "completion_tokens"
+    "draws", "unreadable", "with_probabilities", "read_from", "finish_reasons", "prompt_tokens", "completion_tokens",
+    "untold",
 )  # fmt: skip
 
 
@@ -99,6 +101,7 @@ class RatingSheet:
         items: (rows,) corpus index of each item, in the order of work.
         numbers: (rows, draws) verdict as the scale's number, UNDRAWN or UNREADABLE.
         probabilities: (rows, draws, labels) of each label, nan where a draw has none; no labels if none are asked for.
+        untold: Draws that were answered without a count of tokens.
     """
 
     corpus: Corpus
@@ -113,6 +116,7 @@ class RatingSheet:
     finish_reasons: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    untold: int = 0
 
     @classmethod
     def empty(cls, corpus: Corpus, spec: RaterSpec, items: NDArray[np.int64], draws: int) -> Self:
@@ -137,6 +141,7 @@ class RatingSheet:
         self.finish_reasons[record["finish_reason"]] += 1
         self.prompt_tokens += record["prompt_tokens"] or 0
         self.completion_tokens += record["completion_tokens"] or 0
+        self.untold += record["completion_tokens"] is None and record["finish_reason"] != REFUSED
 
     def replay(self, lines: Iterable[tuple[int, int, Record]]) -> None:
         """Enter what an earlier session left, as far as it belongs here.
@@ -271,17 +276,37 @@ class RatingSheet:
 class RatingRun:
     """Makes the draws that a sheet still misses and writes each to the journal as it arrives.
 
+    Args:
+        sheet: What was drawn already.
+        journal: Where draws go.
+        model: The rater's.
+        concurrency: Requests in flight.
+        on_draw: Called after every draw.
+        refusal: From the number of requests in flight to why no further one may begin; empty if it may.
+        first_draws: How many come back before all others begin, if there are others.
+        on_first: Called once they have.
+
     Attributes:
         pool: What runs the draws; set its `stopping` to end after those in flight.
     """
 
     def __init__(
-        self, sheet: RatingSheet, journal: Journal, model: Model, concurrency: int, on_draw: Callable[[], None]
+        self,
+        sheet: RatingSheet,
+        journal: Journal,
+        model: Model,
+        concurrency: int,
+        on_draw: Callable[[], None],
+        *,
+        refusal: Callable[[int], str] = lambda running: "",
+        first_draws: int = 0,
+        on_first: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare; nothing is drawn yet."""
+        self._first_draws, self._on_first = first_draws, on_first
         self.sheet, self.journal = sheet, journal
         self.source = Source(model, sheet.spec.question)
-        self.pool = DrawPool(sheet.spec.asked_settings, concurrency, {model.spec} if sheet.draws else set())
+        self.pool = DrawPool(sheet.spec.asked_settings, concurrency, {model.spec} if sheet.draws else set(), refusal)
         self._on_draw = on_draw
 
     async def run(self) -> None:
@@ -291,6 +316,11 @@ class RatingRun:
             ModelAccessError: The model cannot be used.
             ModelError: The model failed after its retries. What arrived before is in the journal.
         """
+        if 0 < self._first_draws < self.sheet.numbers.size:
+            first = list(islice(self.sheet.missing(), self._first_draws))
+            await self.pool.work(partial(self._draw, *place) for place in first)
+            if not self.pool.ending:
+                self._on_first()
         await self.pool.work(partial(self._draw, row, draw) for row, draw in self.sheet.missing())
         self.pool.settle(any_answer=self.sheet.draws > 0)
 

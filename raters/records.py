@@ -52,6 +52,10 @@ class StorageError(JudgeseyeError, OSError):
         return str(self.args[0])
 
 
+class BudgetError(JudgeseyeError):
+    """A run has used what it may. What it has is kept."""
+
+
 class ModelError(JudgeseyeError, RuntimeError):
     """A model failed while it was being used (overload, a broken answer, a lost connection)."""
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from raters.drawing import is_swapped
 from raters.ledger import CHANCES, UNDRAWN, Ledger
 from raters.plots import new_plot, save_plot
-from raters.sampling import SamplingOptions
+from raters.sampling import SamplingOptions, giving_up_of
 from raters.scales import IntervalScale, PairwiseScale, listed_labels
 
 DRAW_COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -150,6 +150,7 @@ def summarise(ledger: Ledger, options: SamplingOptions) -> dict[str, Any]:
              "null": null.get(count, missing)[0], "null_sd": null.get(count, missing)[1]}
             for count in _draw_counts(k)
         ],
+        "given_up": None if (giving_up := giving_up_of(ledger, options)) is None else giving_up.summary(),
         "null_items": null_rows,
         "kept": int(kept.sum()),
         "kept_by_chance": {
@@ -275,7 +276,7 @@ def _position(ledger: Ledger, options: SamplingOptions) -> dict[str, Any] | None
     swapped_first = np.array(
         [is_swapped(options.seed, ledger.corpus.item_ids[i], ledger.dimension.name, 0) for i in ledger.rows], bool
     )
-    swapped = (swapped_first[:, None] + np.arange(numbers.shape[1])) % 2 == 1
+    swapped = (swapped_first[:, None] + np.arange(numbers.shape[1]) // options.together) % 2 == 1
     decided = (numbers == 0) | (numbers == 1)
     chose_first = decided & ((numbers == 0) != swapped)
     chosen, decisions = chose_first.sum(axis=1), decided.sum(axis=1)

@@ -21,6 +21,7 @@ class Answer:
     """A completion, field by field as the real API sends it.
 
     `logprobs` holds entries of `token_entry`; they are sent if the request asks for them, cut to its `top_logprobs`.
+    `siblings` are the other samples of a request with `n`; tokens are counted in the first answer alone.
     """
 
     content: str | None = ""
@@ -35,6 +36,7 @@ class Answer:
     choices: bool = True
     logprobs: Sequence[Mapping[str, Any]] | None = None
     delay_seconds: float = 0.0
+    siblings: Sequence[Answer] = ()
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def _error(message: str, type: str, param: str | None, code: str | None) -> byte
     return json.dumps({"error": {"message": message, "type": type, "param": param, "code": code}}).encode()
 
 
-def _completion(answer: Answer, body: dict[str, Any], count: int) -> bytes:
+def _choice(answer: Answer, body: dict[str, Any], index: int) -> dict[str, Any]:
     message: dict[str, Any] = {
         "role": "assistant",
         "content": answer.content,
@@ -159,13 +161,17 @@ def _completion(answer: Answer, body: dict[str, Any], count: int) -> bytes:
         most = body.get("top_logprobs") or 0
         cut = [{**entry, "top_logprobs": entry["top_logprobs"][:most]} for entry in answer.logprobs]
         logprobs = {"content": cut, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": answer.finish_reason}
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": answer.finish_reason}
+
+
+def _completion(answer: Answer, body: dict[str, Any], count: int) -> bytes:
+    choices = [_choice(each, body, index) for index, each in enumerate([answer, *answer.siblings])]
     payload: dict[str, Any] = {
         "id": f"chatcmpl-{count}",
         "object": "chat.completion",
         "created": 1_700_000_000,
         "model": body.get("model"),
-        "choices": [choice] if answer.choices else [],
+        "choices": choices if answer.choices else [],
         "service_tier": "default",
         "system_fingerprint": None,
     }

@@ -91,7 +91,7 @@ def all_rounds(run: Run, server: BatchServer, *more: object) -> int:
 def direct(run: Run, tmp_path: Path) -> Path:
     """The same run, drawn one request after the other."""
     with ScriptedServer(rater) as serving:
-        run(*FLAGS, "--base-url", serving.base_url, "--out", "direct")
+        run(*FLAGS, "--no-ahead", "--base-url", serving.base_url, "--out", "direct")
     return tmp_path / "direct"
 
 

@@ -17,6 +17,7 @@ from tests.small_corpora import ORDINAL_5, rating, varied_texts, write_corpus
 from tests.stage_runs import Record, kill, read, run_alone, started, strict, wait_until
 
 ITEMS, CONCURRENCY = 40, 4
+GIVEN_UP_ITEMS = 100  # the first 50 never are
 DELAY_SECONDS = 0.005
 
 
@@ -36,13 +37,17 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Job:
-    """A command whose run is killed and given again until it comes to its end."""
+    """A command whose run is killed and given again until it comes to its end.
+
+    Which draws are made ahead depends on what comes back when, so two such runs only have the same results.
+    """
 
     stage: str
     arguments: Sequence[object]
     server: ScriptedServer
     journal: str
     results: Sequence[str]
+    same_draws: bool = True
     known: set[int] = field(default_factory=set)
     lives: int = 0
 
@@ -54,7 +59,8 @@ class Job:
         """Return what a finished run has written, without times and without the order in which draws arrived."""
         assert strict(folder / "manifest.json")["status"] == "complete"
         found = {name: _timeless(folder / name) for name in self.results}
-        return {**found, self.journal: sorted(map(repr, _timeless(folder / self.journal)))}
+        draws = {self.journal: sorted(map(repr, _timeless(folder / self.journal)))} if self.same_draws else {}
+        return {**found, **draws}
 
     def live(self, folder: Path, end: Callable[[Any], None] | None) -> bool:
         """Run once; return True if it came to its end. `end` takes the process and returns when it is to be killed."""
@@ -102,8 +108,10 @@ def _timeless(path: Path) -> list[Record]:
 
 
 def infer_traces(corpus: Path, server: ScriptedServer, *more: object) -> Job:
-    arguments = ("--corpus", corpus, "--split", "all", "--k", 8, "--null-items", 5, *more)
-    return Job("infer_traces", arguments, server, "candidates.jsonl", ("traces.jsonl", "unmatched.jsonl"))
+    ahead = "--ahead" in more
+    arguments = ("--corpus", corpus, "--split", "all", "--k", 8, "--null-items", 5, *([] if ahead else ["--no-ahead"]))
+    results = ("traces.jsonl", "unmatched.jsonl")
+    return Job("infer_traces", (*arguments, *more), server, "candidates.jsonl", results, same_draws=not ahead)
 
 
 def rate_items(corpus: Path, server: ScriptedServer) -> Job:
@@ -111,14 +119,23 @@ def rate_items(corpus: Path, server: ScriptedServer) -> Job:
     return Job("rate_items", arguments, server, "ratings.jsonl", ("verdicts.jsonl",))
 
 
+def give_up(corpus: Path, server: ScriptedServer) -> Job:
+    texts = varied_texts(GIVEN_UP_ITEMS)
+    labels = {item_id: {"ann": 1 + n % 5} for n, item_id in enumerate(texts)}
+    larger = write_corpus(corpus.parent / "larger", labels, ORDINAL_5, inputs=texts)
+    return infer_traces(larger, server, "--give-up", 0.75)
+
+
 JOBS: dict[str, Callable[[Path, ScriptedServer], Job]] = {
     "infer_traces": infer_traces,
     "per annotator": lambda corpus, server: infer_traces(corpus, server, "--labels", "per-annotator"),
+    "ahead": lambda corpus, server: infer_traces(corpus, server, "--ahead"),
+    "give up": give_up,
     "rate_items": rate_items,
 }
 
 
-@pytest.mark.parametrize("name", ["per annotator", "rate_items"])
+@pytest.mark.parametrize("name", ["per annotator", "ahead", "give up", "rate_items"])
 def test_a_run_that_is_killed_while_it_draws_is_the_run(name: str, corpus: Path, tmp_path: Path) -> None:
     chance = random.Random(name)
     with ScriptedServer(answer) as server:
@@ -139,7 +156,10 @@ def test_a_run_that_is_killed_while_it_draws_is_the_run(name: str, corpus: Path,
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize(("name", "kills"), [("infer_traces", 100), ("per annotator", 30), ("rate_items", 30)])
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [("infer_traces", 100), ("per annotator", 30), ("ahead", 30), ("give up", 30), ("rate_items", 30)],
+)
 def test_runs_that_are_killed_at_random_moments_are_the_run(
     name: str, kills: int, corpus: Path, tmp_path: Path
 ) -> None:

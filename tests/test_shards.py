@@ -95,11 +95,11 @@ def timeless(path: Path) -> list[Record]:
 
 
 KINDS: dict[str, tuple[str, tuple[object, ...]]] = {
-    "infer_traces": ("infer_traces", ("--k", 6, "--null-items", 5)),
-    "per annotator": ("infer_traces", ("--k", 6, "--null-items", 3, "--labels", "per-annotator")),
+    "infer_traces": ("infer_traces", ("--k", 6, "--null-items", 5, "--no-ahead")),
+    "per annotator": ("infer_traces", ("--k", 6, "--null-items", 3, "--labels", "per-annotator", "--no-ahead")),
     "second chances": (
         "infer_traces",
-        ("--k", 1, "--null-items", 0, "--escalate", "openai/bigger", "--rationalize", "openai/scripted"),
+        ("--k", 1, "--null-items", 0, "--escalate", "openai/bigger", "--rationalize", "openai/scripted", "--no-ahead"),
     ),
     "rate_items": ("rate_items", ("--draws", 4)),
 }  # fmt: skip

@@ -1,10 +1,10 @@
 """Models behind an OpenAI-compatible `/v1/chat/completions`: OpenAI, vLLM, llama.cpp, Ollama, gateways.
 
-One request per seed. Servers differ in what they leave out (`usage`, `content`, `finish_reason`) and in what
-they call the reasoning, so answers are read from plain JSON and nothing is taken for granted. Failures that
-pass are retried with exponential backoff and equal jitter (Brooker 2015, "Exponential Backoff And Jitter",
-AWS Architecture Blog), whose least wait sees a run through a server's restart; Retry-After comes first. How many
-requests are in flight is decided in `pacing.py`.
+One request per seed, or several samples of one where they are asked for. Servers differ in what they leave out
+(`usage`, `content`, `finish_reason`) and in what they call the reasoning, so answers are read from plain JSON and
+nothing is taken for granted. Failures that pass are retried with exponential backoff and equal jitter (Brooker 2015,
+"Exponential Backoff And Jitter", AWS Architecture Blog), whose least wait sees a run through a server's restart;
+Retry-After comes first. How many requests are in flight is decided in `pacing.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from raters.models.pacing import EndpointLimits, Gate, Pacer
-from raters.models.protocol import Completion, Message, SamplingSettings, one_line, split_reasoning
+from raters.models.protocol import Completion, Message, SamplingSettings, one_line, split_reasoning, with_siblings
 from raters.models.top_logprobs import label_logprobs, read_tokens
 from raters.records import ModelAccessError, ModelError, ModelRequestError
 
@@ -79,6 +79,8 @@ class OpenAIModel:
     Attributes:
         spec: `openai/NAME`.
     """
+
+    samples_share_a_seed = True
 
     def __init__(
         self,
@@ -267,11 +269,13 @@ class OpenAIModel:
         }
         if settings.top_p != 1.0:
             body["top_p"] = settings.top_p
+        if settings.samples > 1:
+            body["n"] = settings.samples
         wanted = self._top_logprobs if top_logprobs is None else top_logprobs
         if settings.label_logprobs and wanted:
             body |= {"logprobs": True, "top_logprobs": wanted}
         try:
-            payload = await self._send(client, gate, body, settings.max_tokens)
+            payload = await self._send(client, gate, body, settings.samples * settings.max_tokens)
         except openai.APITimeoutError as error:
             if type(error.__cause__).__name__ == "ConnectTimeout":
                 reason = f"no connection within {self._connect_timeout_seconds:g} s"
@@ -292,10 +296,16 @@ class OpenAIModel:
                 self._take_fewer_logprobs(fewer, f"{error.status_code} {self._clean(_error_text(error.body))}".strip())
                 return completion
             raise self._refusal(error) from None  # the chain would show the server's words as they came
-        return self._read(payload, settings.label_logprobs if "logprobs" in body else None)
+        return self._read_all(payload, settings.label_logprobs if "logprobs" in body else None)
 
     async def _send(self, client: AsyncOpenAI, gate: Gate, body: Mapping[str, Any], max_tokens: int) -> Any:
         """Return the JSON that a server answers to a request, once the gate lets it through.
+
+        Args:
+            client: The connection.
+            gate: What holds requests back.
+            body: The request.
+            max_tokens: Most tokens of all samples of the answer.
 
         Raises:
             OpenAIError: No answer, or a status of 400 or more.
@@ -366,6 +376,23 @@ class OpenAIModel:
             return _PassingError(words, wait, overload=_is_overload(error))
         hint = "check the sampling settings and the prompt's length"
         return ModelRequestError(f"{place} refused the request ({words}); {hint}")
+
+    def _read_all(self, payload: Any, labels: Sequence[str] | None) -> Completion:
+        """Return the first sample of an answer, with the others as its siblings, up to one that cannot be read."""
+        choices = payload.get("choices") if isinstance(payload, dict) else None
+        if not isinstance(choices, list) or len(choices) < 2:
+            return self._read(payload, labels)
+        if all(isinstance(choice, dict) and isinstance(choice.get("index"), int) for choice in choices):
+            choices = sorted(choices, key=lambda choice: int(choice["index"]))
+        samples: list[Completion] = []
+        for choice in choices:
+            try:
+                samples.append(self._read({**payload, "choices": [choice]}, labels))
+            except _PassingError:
+                if not samples:
+                    raise
+                break
+        return with_siblings(samples)
 
     def _read(self, payload: Any, labels: Sequence[str] | None) -> Completion:
         choices = payload.get("choices") if isinstance(payload, dict) else None

@@ -8,7 +8,8 @@ number of completions asked for, nor what else the model is busy with.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import Literal, Protocol, TypedDict
 
 THINK_OPEN = "<think>"
@@ -31,12 +32,15 @@ class SamplingSettings:
         top_p: Nucleus: the smallest set of tokens with at least this much probability.
         max_tokens: Most tokens a completion may have, reasoning included.
         label_logprobs: Labels, as text, whose log-probabilities are wanted; None for none.
+        samples: Completions wanted of one request with one seed, from a model with `samples_share_a_seed`. It returns
+            the first of them, with as many others as it made as `Completion.siblings`.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 4096
     label_logprobs: tuple[str, ...] | None = None
+    samples: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class Completion:
         label_logprobs: Natural log-probability of each wanted label as what follows the answer's `<rating>`, before
             temperature and nucleus if the server does as OpenAI's; labels that it did not report are missing. None
             if none were wanted, or the model has none to give.
+        siblings: Further samples of the same request, if it asked for several.
     """
 
     text: str
@@ -60,6 +65,7 @@ class Completion:
     prompt_tokens: int | None
     completion_tokens: int | None
     label_logprobs: Mapping[str, float] | None = field(default=None, hash=False)
+    siblings: tuple[Completion, ...] = ()
 
 
 class Model(Protocol):
@@ -67,6 +73,8 @@ class Model(Protocol):
 
     Attributes:
         spec: `provider/name`, as records name the model.
+
+    A model may also say `samples_share_a_seed = True`: it takes one seed a request, and `SamplingSettings.samples`.
     """
 
     spec: str
@@ -86,6 +94,29 @@ class Model(Protocol):
     async def close(self) -> None:
         """Give back connections and memory; no call follows."""
         ...
+
+
+def with_siblings(samples: Sequence[Completion]) -> Completion:
+    """Return the first of several samples of one request, with the others as its siblings.
+
+    Servers count the tokens of the whole request: what was read is the first sample's, and what was written is shared
+    out by length of text, so that the sum stays what was paid for.
+
+    Args:
+        samples: At least one, each with the token counts of the whole request.
+    """
+    read, written = samples[0].prompt_tokens, samples[0].completion_tokens
+    lengths = [len(sample.text) + len(sample.reasoning) + 1 for sample in samples]
+    before = [0, *accumulate(lengths)]
+    shares: list[int | None] = [None] * len(samples)
+    if written is not None:
+        ends = [written * length // before[-1] for length in before]
+        shares = [end - start for start, end in pairwise(ends)]
+    first, *others = (
+        replace(sample, prompt_tokens=read if not place else None if read is None else 0, completion_tokens=share)
+        for place, (sample, share) in enumerate(zip(samples, shares, strict=True))
+    )
+    return replace(first, siblings=tuple(others))
 
 
 def one_line(text: str, limit: int = 300) -> str:
