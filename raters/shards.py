@@ -249,7 +249,7 @@ def in_processes(open_: Open, arguments: Sequence[Any], shards: Shards, refresh:
     with _forwarding(processes):
         for shard in shards.all:
             end, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(theirs, open_, arguments, shard), daemon=True)
+            process = context.Process(target=_work, args=(theirs, open_, arguments, shard, os.getpid()), daemon=True)
             process.start()
             theirs.close()
             ends.append(end)
@@ -289,11 +289,13 @@ def _forwarding(processes: Sequence[Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _work(end: Connection, open_: Open, arguments: Sequence[Any], shard: Shard) -> None:
-    """Draw a shard in a process of its own."""
+def _work(end: Connection, open_: Open, arguments: Sequence[Any], shard: Shard, starter: int) -> None:
+    """Draw a shard in a process of its own, which ends with the one that started it."""
     os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != starter:  # it died before it could be watched
+        os._exit(1)
     with (shard.folder / f"{shard.place}.log").open("a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 2)  # or the progress of all of them would be on the terminal at once
     end.send(_opened_and_drawn(open_, arguments, shard))

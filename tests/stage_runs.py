@@ -181,6 +181,16 @@ def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str], secon
     wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") >= count, process, seconds)
 
 
+def settled(count: Callable[[], int], seconds: float = 0.3) -> int:
+    """Return a count once it has stood still for a while: what a killed run has sent may still be on its way."""
+    last, since = count(), time.monotonic()
+    while time.monotonic() < since + seconds:
+        time.sleep(0.01)
+        if (now := count()) != last:
+            last, since = now, time.monotonic()
+    return last
+
+
 def kill(process: subprocess.Popen[str]) -> None:
     """Kill -9 a run in another process, which must not have ended by then."""
     process.kill()

@@ -52,6 +52,7 @@ from tests.stage_runs import (
     read,
     refused_line,
     run_alone,
+    settled,
     started,
     strict,
     wait_for_lines,
@@ -699,7 +700,7 @@ def test_killed_run_goes_on(tmp_path: Path, run: Run, uninterrupted: Path) -> No
         before = (folder / "ratings.jsonl").read_bytes()
         assert before.count(b"\n") == 10
         assert manifest_of(folder)["status"] == "running"
-        server.script, asked = by_seed, len(server.requests)
+        server.script, asked = by_seed, settled(lambda: len(server.requests))
         outcome = run(*arguments)
         assert "10 draws are there already" in outcome.err
         assert len(server.requests) == asked + 38

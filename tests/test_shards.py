@@ -28,6 +28,7 @@ from tests.stage_runs import (
     kill,
     read,
     run_alone,
+    settled,
     snapshot,
     started,
     strict,
@@ -214,7 +215,12 @@ def kill_with_workers(process: Any) -> None:
 
 
 def after_some_draws(job: Job, process: Any, lines: int = 6) -> None:
-    wait_until(lambda: job.shard_lines() >= lines and len(job.server.requests) >= lines + 2, process)
+    """Wait for draws, and for both workers: one of them may be long under way when the other starts."""
+
+    def under_way() -> bool:
+        return job.shard_lines() >= lines and len(job.server.requests) >= lines + 2 and len(children(process)) == 2
+
+    wait_until(under_way, process)
 
 
 def goes_on(job: Job, lost: int, alone: Path, *more: object) -> None:
@@ -315,7 +321,7 @@ def half_done(job: Job) -> None:
 @pytest.mark.parametrize("more", [(), ("--workers", 1), ("--workers", 3)])
 def test_a_run_that_is_shared_out_is_gone_on_with_as_it_was(job: Job, more: tuple[object, ...]) -> None:
     half_done(job)
-    before, asked = snapshot(job.out), len(job.server.requests)
+    before, asked = snapshot(job.out), settled(lambda: len(job.server.requests))
     outcome = job(*more)
     assert outcome.status == 2
     assert "was begun by 2 workers; give --workers 2" in outcome.err.strip().splitlines()[-1]

@@ -35,13 +35,13 @@ SIZES = {
     "head_dim": 32,
 }
 INITIAL_SPREAD = 0.02
-STEPS, BATCH, SEED = 5000, 32, 0
+STEPS, BATCH, SEED = 4000, 32, 0
 WARMUP_STEPS, DECAY_FROM, LEAST_RATE = 100, 0.5, 0.02
 RATE, BETAS, WEIGHT_DECAY, MOST_GRADIENT_NORM = 2.5e-3, (0.9, 0.95), 0.05, 1.0
 CURRICULUM: tuple[tuple[float, dict[Kind, int]], ...] = (
-    (0.06, {"copy": 6, "restate": 2, "look-up": 1, "read-off": 1}),
-    (0.12, {"copy": 2, "restate": 3, "look-up": 1, "read-off": 3, "many": 4}),
-    (0.4, {"copy": 1, "restate": 2, "look-up": 1, "read-off": 4, "many": 10, "few": 4, "at-once": 1}),
+    (0.1, {"copy": 4, "look-up": 5, "read-off": 3}),
+    (0.18, {"copy": 1, "restate": 4, "look-up": 2, "read-off": 3, "many": 2}),
+    (0.4, {"copy": 1, "restate": 2, "look-up": 2, "read-off": 4, "many": 10, "few": 4, "at-once": 1}),
     (1.0, {"restate": 1, "look-up": 1, "read-off": 3, "many": 9, "few": 8, "at-once": 1, "rate-first": 1}),
 )
 """(until which share of the steps, how often each kind); copying comes first, guessing last."""
