@@ -21,10 +21,10 @@ pytestmark = pytest.mark.benchmark
 
 LEAST_DRAWS_A_SECOND_IN_PROCESS = 10_000
 ITEMS = (1_000, 30_000)
-MOST_CPU_OF_A_DRAW_IN_PROCESS = 12.0
+MOST_CPU_OF_A_DRAW_IN_PROCESS = 18.0
 """CPU time of a draw of the stage over that of a draw alone in the same minute, which a slow machine changes little.
 
-An idle core of 2026 makes 3,000 to 4,500 draws a second in the stage, where the aim was 3,000.
+It was 11 to 12 when this was written, at 2,300 to 5,500 draws a second on different machines; the aim was 3,000.
 """
 MOST_MEMORY_GROWTH = 2.0
 """Peak memory at 30,000 items over that at 1,000: texts and records stay on disk, a few numbers an item do not."""
@@ -76,7 +76,7 @@ def run_stage(corpus: Path, out: Path) -> tuple[int, float, float, int]:
 
 
 def draws_a_second_in_process() -> float:
-    """Return how many draws a second the embedded model makes if nothing is kept of them."""
+    """Return how many draws a second of CPU the embedded model makes if nothing is kept of them."""
     observed = " ".join(f"{name} is {LEVELS[place % 5]}." for place, name in enumerate(STATISTICS))
     ladder = render_ladder(OrdinalScale(labels=(1, 2, 3, 4, 5)))
     prompt = f"Guideline:\n- length helps twice.\nScale: {ladder}\nText: {observed}\nThink, then rate."
@@ -86,9 +86,9 @@ def draws_a_second_in_process() -> float:
         for first in range(0, draws, 16):
             await model.complete([{"role": "user", "content": prompt}], range(first, first + 16), settings)
 
-    began = time.monotonic()
+    began = time.process_time()
     asyncio.run(draw())
-    return draws / (time.monotonic() - began)
+    return draws / (time.process_time() - began)
 
 
 def test_embedded_draws_in_process() -> None:
