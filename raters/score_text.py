@@ -22,6 +22,8 @@ FIGURE_NAMES: Mapping[str, str] = {
     "krippendorff_alpha": "Krippendorff alpha",
 }
 _LONGEST_HEAD = 28
+_MOST_RATERS = 5
+"""Of one table, people among them: more are wider than a terminal."""
 _GAP = "  "
 
 
@@ -101,7 +103,7 @@ def _agreement(columns: Sequence[Mapping[str, Any]], human: Mapping[str, Any]) -
         for name, key in (("chose first shown", "chose_first_shown"), ("same in both orders", "consistent")):
             rows.append((name, [*(percent((rater["position"] or {}).get(key)) for rater in columns), ""]))
     people = "people, one table" if human["ceiling_pooled"] else "people, each"
-    yield from _table("figure", [*(rater["rater"] for rater in columns), people], rows)
+    yield from _table("figure", [*(rater["rater"] for rater in columns), people], rows, _MOST_RATERS)
 
 
 def _shares(columns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -146,12 +148,22 @@ def _reasons(scores: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {what} ({', '.join(whom)}): {reason}"
 
 
-def _table(corner: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> Iterator[str]:
-    """Yield a table whose columns are as wide as their widest cell; long heads lose their middle."""
+def _table(
+    corner: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], most: int | None = None
+) -> Iterator[str]:
+    """Yield a table, or several below each other with no more than `most` columns; long heads lose their middle."""
     heads = _told_apart(heads, _LONGEST_HEAD)
-    table = [
-        [in_one_line(cell) for cell in line] for line in ([corner, *heads], *([name, *cells] for name, cells in rows))
-    ]
+    tables = 1 if most is None else -(-len(heads) // most)
+    for place in range(tables):
+        part = slice(place * len(heads) // tables, (place + 1) * len(heads) // tables)
+        if place:
+            yield ""
+        yield from _narrow_table([[corner, *heads[part]], *([name, *cells[part]] for name, cells in rows)])
+
+
+def _narrow_table(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield a table whose columns are as wide as their widest cell."""
+    table = [[in_one_line(cell) for cell in line] for line in lines]
     widths = [max(map(_width, column)) for column in zip(*table, strict=True)]
     for first, *cells in table:
         aligned = (" " * (width - _width(cell)) + cell for cell, width in zip(cells, widths[1:], strict=True))

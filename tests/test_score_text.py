@@ -117,3 +117,16 @@ def test_a_reason_is_printed_once_with_all_whom_it_concerns(tmp_path: Path) -> N
     assert "(lost, same, alike): no annotator has 30 items" in tested
     (difference,) = [line for line in lines if line.startswith("  Kendall tau-b: same minus alike")]
     assert difference.endswith("= -, p - (Holm)  (same: verdicts are constant)")
+
+
+def test_many_raters_are_in_several_tables_with_the_same_rows(tmp_path: Path) -> None:
+    names = tuple(f"rater{number}" for number in range(7))
+    lines = list(score_lines(scored(tmp_path, names)))
+    heads = [line.split() for line in lines if line.startswith("  figure")]
+    shown = [name for head in heads for name in head if name in names]
+    assert shown == list(names)
+    begins = [index for index, line in enumerate(lines) if line.startswith("  figure")]
+    rows = [[line[:20].strip() for line in lines[begin + 1 : begin + 12]] for begin in begins]
+    assert len(rows) == 2
+    assert rows[0] == rows[1]
+    assert sum("people, each" in line for line in lines) == 1

@@ -27,8 +27,12 @@ GATES: Mapping[str, float] = {
     "verdict": 0.99,
     "guideline": 0.95,
     "lora": 0.95,
+    **{f"{field} sampled": 0.97 for field in FIELDS},
 }
-"""Least share right of each; `lora` is how often a student tuned on an oracle's traces rates as the oracle does."""
+"""Least share right of each in greedy draws; `lora` is how often a student tuned on an oracle's traces rates like it.
+
+Sampled draws, at temperature 1, take tokens now and then that the network itself thinks unlikely.
+"""
 
 
 @dataclass

@@ -18,8 +18,11 @@ from raters.observations import LEVELS, STATISTICS, render_levels
 from raters.prompts import Prompt, load_prompt
 from raters.scales import AnyScale, IntervalScale, NominalScale, OrdinalScale, PairwiseScale
 
-Kind = Literal["copy", "restate", "look-up", "read-off", "many", "few", "at-once", "rate-first"]
+Kind = Literal[
+    "copy", "restate", "look-up", "read-off", "spell", "many", "few", "sparse", "scarce", "at-once", "rate-first"
+]
 _PROMPTS = {"at-once": "embedded/rate_at_once", "rate-first": "embedded/rate_first"}
+_FEW_RULES = ("few", "sparse", "scarce")
 _OF_ONE_TEXT = STATISTICS[:-3]
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _WORDS = (
@@ -82,8 +85,8 @@ def random_scale(chance: random.Random, *, hard: bool = False) -> AnyScale:
 
 def random_rules(chance: random.Random, names: Sequence[str], kind: Kind) -> list[str]:
     """Return the lines of a guideline about some of the named observations, without dash and full stop."""
-    if kind == "few":
-        count = chance.choice((0, 0, 1, 1, 2, 3))
+    if kind in _FEW_RULES:
+        count = min(len(names), chance.choice((0, 0, 1, 1, 2, 3)))
     elif chance.random() < 0.5:
         count = chance.randint(1, len(names))
     else:
@@ -91,9 +94,9 @@ def random_rules(chance: random.Random, names: Sequence[str], kind: Kind) -> lis
     rules = [
         f"{name} {chance.choice(('helps', 'hurts'))} {chance.choice(STRENGTHS)}" for name in chance.sample(names, count)
     ]
-    if chance.random() < (0.2 if kind == "few" else 0.5):
+    if chance.random() < (0.2 if kind in _FEW_RULES else 0.5):
         rules.insert(chance.choice((0, len(rules))), f"start at {chance.choice(RUNGS)}")
-    if chance.random() < (0.1 if kind == "few" else 0.6):
+    if chance.random() < (0.1 if kind in _FEW_RULES else 0.6):
         rules.append("rest ignored")
     return rules
 
@@ -103,12 +106,14 @@ def exercise(chance: random.Random, kind: Kind) -> Exercise:
     if kind == "copy":
         return _copying(chance)
     names = list(STATISTICS if chance.random() < 0.6 else _OF_ONE_TEXT)
-    if chance.random() < 0.5:  # fewer, and in another order, so that places teach nothing
+    if kind == "sparse" or chance.random() < 0.4:  # fewer, and in another order, so that places teach nothing
         names = chance.sample(names, chance.randint(4, len(names)))
     if kind == "look-up" and chance.random() < 0.7:
         names = chance.sample(STATISTICS, chance.randint(2, 6))
+    elif kind == "scarce":
+        names = chance.sample(STATISTICS, chance.randint(2, 8))
     levels = {name: chance.randrange(len(LEVELS)) for name in names}
-    scale = random_scale(chance, hard=kind == "read-off" and chance.random() < 0.7)
+    scale = random_scale(chance, hard=kind == "spell")
     rules = random_rules(chance, names, kind)
     subject = "A against B" if isinstance(scale, PairwiseScale) else "Text"
     ladder = render_ladder(scale)
@@ -121,7 +126,7 @@ def exercise(chance: random.Random, kind: Kind) -> Exercise:
         lines = "\n".join(f"- {name} is {LEVELS[levels[name]]} {name}." for name in wanted)
         prompt = f"{subject}: {render_levels(levels)}\nObserve."
         return Exercise(kind, prompt, f"{THINK_OPEN}\n{lines}\n{THINK_CLOSE}\n\n", (), levels, ())
-    if kind == "read-off":
+    if kind in ("read-off", "spell"):
         of_rung = labels_of(ladder)
         wanted_rungs = chance.choices(range(len(RUNGS)), k=chance.randint(8, 20))
         lines = "\n".join(f"- total {RUNGS[rung]} {of_rung[rung]}." for rung in wanted_rungs)
