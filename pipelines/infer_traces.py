@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import BudgetOptions, EngineOptions, parse_options
+from pipelines.options import BudgetOptions, EngineOptions, WorkerOptions, parse_options
 from pipelines.session import draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
 from raters.records import MOST_DRAWS, BudgetError, JudgeseyeError, StorageError
@@ -39,7 +39,7 @@ Writes to --out: candidates.jsonl (every draw), traces.jsonl (kept ones), unmatc
 utilisation.svg, split.json, manifest.json. The same command again continues where it stopped."""
 
 
-class InferTracesOptions(BudgetOptions, EngineOptions):
+class InferTracesOptions(BudgetOptions, EngineOptions, WorkerOptions):
     """Options of infer_traces."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
@@ -107,9 +107,6 @@ class InferTracesOptions(BudgetOptions, EngineOptions):
     )
     batch_poll: float = Field(60.0, gt=0, description="seconds between looks at batches that --batch collect waits for")
     concurrency: int = Field(32, ge=1, le=4096, description="requests or items in work at once, of each worker")
-    engine: Literal["local", "ray"] = Field("local", description="where workers are: processes here, or actors of Ray")
-    workers: int | None = Field(None, ge=1, le=1024, description="who draw, each for a share of the items (default: 1)")
-    ray_address: str | None = Field(None, description="cluster of --engine ray; RAY_ADDRESS, or this machine")
     out: str | None = Field(None, description="folder of this run (default: runs/<corpus>[-<dimension>]/infer_traces)")
     new: bool = Field(False, description="start over; a run that stands in --out is kept beside it")
     show: int = Field(0, ge=0, description="print this many kept traces beside their items")
@@ -172,14 +169,15 @@ def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] |
         if not folder.previous:
             _begin(plan, folder)
 
+    has_work = ledger.has_work(plan.sampling.full_rows(len(ledger.rows)))
     try:
-        if plan.options.batch is not None and ledger.has_work(plan.sampling.full_rows(len(ledger.rows))):
+        if plan.options.batch is not None and has_work:
             done = batch_round(plan, ledger, checkpoint, None if folder.previous else begin)
             if not done:
                 checkpoint.close()
                 folder.write_manifest(manifest("stopped"))
                 return {}
-        elif workers is not None and ledger.has_work(plan.sampling.full_rows(len(ledger.rows))):
+        elif workers is not None and has_work:
             begin()
             done = draw_in_shards(
                 plan.options,
@@ -194,9 +192,7 @@ def _run(plan: Plan, folder: RunFolder, workers: int | None) -> dict[str, Any] |
                 folder.write_manifest(manifest("stopped"))
                 return None
             ledger.replay(journal.recover(journal.end))
-        elif ledger.has_work(plan.sampling.full_rows(len(ledger.rows))) and not run_loop(
-            draw(plan, ledger, checkpoint)
-        ):
+        elif has_work and not run_loop(draw(plan, ledger, checkpoint)):
             checkpoint.close()
             if sum(ledger.totals.draws.values()):
                 folder.write_manifest(manifest("stopped"))

@@ -306,10 +306,7 @@ def read_inputs(options: InferTracesOptions) -> Plan:
         questions={name: Question(dimension, prompt, observations, _PURPOSES[name]) for name, prompt in loaded.items()},
         out=stage_folder(options.out, corpus, dimension.name, "infer_traces"),
     )
-    options.check_budget(
-        [plan.model_spec(purpose) for purpose in plan.questions],
-        several=options.engine != "local" or (options.workers or 1) > 1,
-    )
+    options.check_budget([plan.model_spec(purpose) for purpose in plan.questions], several=options.several)
     return plan
 
 

@@ -219,6 +219,19 @@ class EngineOptions(EndpointOptions):
             raise ConfigError(f"--vllm {self.vllm[0]}: is for vllm/<path or id>, and no such model is asked for")
 
 
+class WorkerOptions(StageOptions):
+    """Base of the options of stages whose draws several workers may make."""
+
+    engine: Literal["local", "ray"] = Field("local", description="where workers are: processes here, or actors of Ray")
+    workers: int | None = Field(None, ge=1, le=1024, description="who draw, each for a share of the items (default: 1)")
+    ray_address: str | None = Field(None, description="cluster of --engine ray; RAY_ADDRESS, or this machine")
+
+    @property
+    def several(self) -> bool:
+        """True if others than this process draw."""
+        return self.engine != "local" or (self.workers or 1) > 1
+
+
 Options = TypeVar("Options", bound=StageOptions)
 
 
@@ -238,8 +251,8 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same options (k: 8, top_p: 0.9, ...)")
-    # What stages share comes last.
-    for name, field in sorted(kind.model_fields.items(), key=lambda field: field[0] in BudgetOptions.model_fields):
+    # What stages share comes last, so it does not stand in the stage's own class.
+    for name, field in sorted(kind.model_fields.items(), key=lambda field: field[0] not in kind.__annotations__):
         text = (field.description or "").replace("%", "%%")
         if field.default not in (None, ()) and not isinstance(field.default, bool):
             text += f" (default: {field.default})"

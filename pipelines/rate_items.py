@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import BudgetOptions, EngineOptions, parse_options
+from pipelines.options import BudgetOptions, EngineOptions, WorkerOptions, parse_options
 from pipelines.session import draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
 from raters.records import MOST_DRAWS, BudgetError, ConfigError, DataError, JudgeseyeError, StorageError
@@ -40,7 +40,7 @@ Writes to --out: ratings.jsonl (every draw), verdicts.jsonl (what the draws of a
 split.json, manifest.json. The same command again continues where it stopped."""
 
 
-class RateItemsOptions(BudgetOptions, EngineOptions):
+class RateItemsOptions(BudgetOptions, EngineOptions, WorkerOptions):
     """Options of rate_items."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
@@ -70,9 +70,6 @@ class RateItemsOptions(BudgetOptions, EngineOptions):
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
     batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
     concurrency: int = Field(32, ge=1, description="requests in work at once, of each worker")
-    engine: Literal["local", "ray"] = Field("local", description="where workers are: processes here, or actors of Ray")
-    workers: int | None = Field(None, ge=1, le=1024, description="who draw, each for a share of the items (default: 1)")
-    ray_address: str | None = Field(None, description="cluster of --engine ray; RAY_ADDRESS, or this machine")
     out: str | None = Field(None, description="folder of this run (default: runs/<corpus>[-<dimension>]/rate_items)")
     new: bool = Field(False, description="start over; a run that stands in --out is kept beside it")
 
@@ -215,7 +212,7 @@ def read_inputs(options: RateItemsOptions) -> _Plan:
             adapter=options.adapter,
         )
     options.check_endpoint([spec.model])
-    options.check_budget([spec.model], several=options.engine != "local" or (options.workers or 1) > 1)
+    options.check_budget([spec.model], several=options.several)
     settings = replace(
         spec.settings,
         **{

@@ -9,7 +9,6 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.session import cost_usd
 from raters.records import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -68,12 +67,15 @@ class Plan:
 
     def price(self, read: int, written: int) -> float | None:
         """Return what tokens cost in USD; None if a hosted model has no price."""
+        from raters.prices import Price
+
         options = self.options
         draws_again = options.rounds > 1 or options.method == "post-hoc"
         again = [options.explain, options.recover, self.run.options["model"]] if draws_again else []
         specs = (options.writer, *(spec.model for spec in self.raters), *filter(None, again))
-        hosted = any(spec.startswith("openai/") for spec in specs)
-        return cost_usd(read, written, options.input_price, options.output_price, hosted=hosted)
+        if options.input_price is None and options.output_price is None:
+            return None if any(spec.startswith("openai/") for spec in specs) else 0.0
+        return Price(options.input_price or 0.0, options.output_price or 0.0).usd(read, written)
 
 
 def read_inputs(options: RefineGuidelineOptions) -> Plan:

@@ -98,23 +98,6 @@ def progress_text(
     return text
 
 
-def cost_usd(
-    read: int, written: int, input_price: float | None, output_price: float | None, *, hosted: bool
-) -> float | None:
-    """Return what tokens cost in USD; None if a hosted model has no price.
-
-    Args:
-        read: Tokens read.
-        written: Tokens written.
-        input_price: USD for a million tokens read, if given.
-        output_price: USD for a million tokens written, if given.
-        hosted: True if somebody may charge for the model.
-    """
-    if input_price is None and output_price is None:
-        return None if hosted else 0.0
-    return (read * (input_price or 0.0) + written * (output_price or 0.0)) / 1e6
-
-
 def how_to_go_on(draws: int, folder: object) -> str:
     """Return the line that says what is kept and how to continue."""
     return f"{draws:,} draws are kept in {folder}; give the same command again to go on"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -14,32 +14,10 @@ from raters.records import ConfigError, JudgeseyeError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipelines.options import WorkerOptions
     from raters.shards import Open, Shard, Shards
 
 _REFRESH_SECONDS = 10.0
-
-
-class WorkerOptions(Protocol):
-    """Options that say who draws."""
-
-    @property
-    def engine(self) -> Literal["local", "ray"]:
-        """Where workers are."""
-        ...
-
-    @property
-    def workers(self) -> int | None:
-        """How many."""
-        ...
-
-    @property
-    def ray_address(self) -> str | None:
-        """Of the cluster."""
-        ...
-
-    def model_dump(self) -> dict[str, Any]:
-        """Return all options as plain values."""
-        ...
 
 
 def check_workers(options: WorkerOptions, run: Path | None, models: Collection[str]) -> int | None:
@@ -66,7 +44,7 @@ def check_workers(options: WorkerOptions, run: Path | None, models: Collection[s
             f"--workers {workers}: {served} draws side by side by itself; leave it out and raise --concurrency, "
             "or give --engine ray for an engine on each GPU"
         )
-    wanted = workers if options.engine == "ray" or workers > 1 else None
+    wanted = workers if options.several else None
     begun = None if run is None else unfinished(run)
     if begun is not None and begun != wanted:
         raise ConfigError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,17 +25,27 @@ _LEAVE_SHARE = 8
 
 def can_decode(model: Any) -> bool:
     """Return True if a model is one that `decode` knows how to ask: attention, whose past may be picked row by row."""
-    import transformers
-
-    library: Any = transformers
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _base_of(model)
     wanted = {"input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
     if not wanted <= set(inspect.signature(base.forward).parameters):
         return False
     if getattr(base.config, "is_encoder_decoder", False):
         return False
-    layers = library.DynamicCache(config=base.config.get_text_config()).layers
-    return bool(layers) and all(type(layer) is library.cache_utils.DynamicLayer for layer in layers)
+    layers, plain = _plain_layers(base), _roomy_layer().__base__
+    return bool(layers) and all(type(layer) is plain for layer in layers)
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return prompts as (rows, tokens) ids that end together, and the mask that tells tokens from padding."""
+    import torch
+
+    width = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for index, prompt in enumerate(prompts):
+        input_ids[index, width - len(prompt) :] = torch.tensor(prompt)
+        mask[index, width - len(prompt) :] = 1
+    return input_ids, mask
 
 
 def decode(
@@ -63,20 +74,14 @@ def decode(
     different = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
     place = {prompt: index for index, prompt in enumerate(different)}
     source = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
-    width = max(map(len, different))
-    input_ids = torch.full((len(different), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(different), width), dtype=torch.long)
-    for index, prompt in enumerate(different):
-        input_ids[index, width - len(prompt) :] = torch.tensor(prompt)
-        mask[index, width - len(prompt) :] = 1
-    input_ids, mask = input_ids.to(device), mask.to(device)
+    input_ids, mask = (tensor.to(device) for tensor in left_padded(different, pad_id))
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     written: list[list[int]] = [[] for _ in prompts]
     with torch.inference_mode():
-        cache = _cache(model)
-        logits = _logits(model, input_ids, mask, positions, cache)[source]
+        past = _roomy_cache(model)
+        logits = _logits(model, input_ids, mask, positions, past)[source]
         if len(different) < len(prompts):
-            cache.batch_select_indices(source)
+            past.batch_select_indices(source)
         mask, positions = mask[source], positions[source, -1:]
         rows = list(range(len(prompts)))
         ended: set[int] = set()
@@ -93,21 +98,21 @@ def decode(
             if gone * _LEAVE_SHARE >= len(rows):
                 stay = [index for index, row in enumerate(rows) if row not in ended]
                 kept = torch.tensor(stay, device=device)
-                cache.batch_select_indices(kept)
+                past.batch_select_indices(kept)
                 mask, positions, tokens = mask[kept], positions[kept], tokens[kept]
                 rows = [rows[index] for index in stay]
             mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
             positions = positions + 1
-            logits = _logits(model, tokens[:, None], mask, positions, cache)
+            logits = _logits(model, tokens[:, None], mask, positions, past)
 
 
-def _logits(model: Any, input_ids: Any, mask: Any, positions: Any, cache: Any) -> torch.Tensor:
+def _logits(model: Any, input_ids: Any, mask: Any, positions: Any, past: Any) -> torch.Tensor:
     """Return the logits after the last token of each row, (rows, vocabulary), in float32."""
     output = model(
         input_ids=input_ids,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
+        past_key_values=past,
         use_cache=True,
         logits_to_keep=1,
     )
@@ -115,8 +120,31 @@ def _logits(model: Any, input_ids: Any, mask: Any, positions: Any, cache: Any) -
     return logits
 
 
-def _cache(model: Any) -> Any:
+def _base_of(model: Any) -> Any:
+    """Return a model without its adapter."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _plain_layers(base: Any) -> list[Any]:
+    """Return the layers of the cache that transformers would make for a model."""
+    import transformers
+
+    library: Any = transformers
+    layers: list[Any] = library.DynamicCache(config=base.config.get_text_config()).layers
+    return layers
+
+
+def _roomy_cache(model: Any) -> Any:
     """Return an empty cache whose layers have room to grow."""
+    import transformers
+
+    library: Any = transformers
+    return library.cache_utils.Cache(layers=[_roomy_layer()() for _ in _plain_layers(_base_of(model))])
+
+
+@cache
+def _roomy_layer() -> type[Any]:
+    """Return the class of such a layer; transformers, which it derives from, is imported when it is needed."""
     import transformers
 
     library: Any = transformers
@@ -155,6 +183,4 @@ def _cache(model: Any) -> Any:
                 self._buffers = tuple(buffer[indices] for buffer in self._buffers)
                 self.keys, self.values = (buffer[..., :tokens, :] for buffer in self._buffers)
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    count = len(library.DynamicCache(config=base.config.get_text_config()).layers)
-    return library.cache_utils.Cache(layers=[RoomyLayer() for _ in range(count)])
+    return RoomyLayer

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raters.models.bases import base_fingerprint, check_base
-from raters.models.decoding import can_decode, decode
+from raters.models.decoding import can_decode, decode, left_padded
 from raters.models.label_scoring import answer_up_to_rating, score_labels
 from raters.models.protocol import (
     THINK_CLOSE,
@@ -443,13 +443,9 @@ def _generate(
     import transformers
 
     library: Any = transformers
-    device, pad_id = loaded.model.device, loaded.generation.pad_token_id
-    width = max(map(len, prompts))
-    input_ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for index, prompt in enumerate(prompts):
-        input_ids[index, width - len(prompt) :] = torch.tensor(prompt)
-        attention_mask[index, width - len(prompt) :] = 1
+    device = loaded.model.device
+    input_ids, attention_mask = left_padded(prompts, loaded.generation.pad_token_id)
+    width = input_ids.shape[1]
     processors = library.LogitsProcessorList(_warpers(settings))
     if settings.temperature > 0:
         processors.append(_GumbelNoise(seeds, device))

@@ -25,7 +25,6 @@ pytestmark = pytest.mark.benchmark
 
 IN_FLIGHT = 512
 LATENCY_SECONDS = 1.0
-FULL_DRAWS = 20_000
 DRAWS = int(os.environ.get("DRAWS", 5_120))
 LEAST_SHARE_OF_BARE_AIOHTTP = 0.7
 """Of its draws a second; opening 512 connections takes most of a second, which is a tenth of a short run."""
