@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from raters.records import ConfigError
+from raters.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from raters.budgets import Budget, Estimate
@@ -283,25 +284,6 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
             message = "a list, such as [a, b]"
         value = detail["input"] if isinstance(detail["input"], str) else repr(detail["input"])
         raise ConfigError(f"{place} {value[:_MOST_SHOWN]}: must be {message}") from error
-
-
-def read_yaml(path: Path, where: str, if_missing: str) -> Any:
-    """Return what a YAML file of the user holds.
-
-    Args:
-        path: The file.
-        where: For the error: who names it.
-        if_missing: For the error: what to do if it is not there.
-
-    Raises:
-        ConfigError: If it is missing or cannot be read.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{where}: no such file; {if_missing}") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{where}: cannot be read ({' '.join(str(error).split())}); mend the file") from error
 
 
 def _is_switch(annotation: Any) -> bool:

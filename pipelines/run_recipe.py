@@ -17,10 +17,11 @@ from typing import Any
 import yaml
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import BudgetOptions, read_yaml
+from pipelines.options import BudgetOptions
 from pipelines.screen import say
 from raters.journal import write_atomically
 from raters.records import ConfigError, JudgeseyeError, shown
+from raters.yaml_files import read_yaml
 
 STAGE = "run_recipe"
 STAGES = (

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raters.records import ConfigError, shown
 from raters.resources import resource_folder
+from raters.yaml_files import read_yaml
 
 _SHIPPED = "prices.yaml"
 
@@ -71,12 +71,7 @@ def read_prices(path: Path, where: str) -> dict[str, Price]:
     Raises:
         ConfigError: If it cannot be read, or an entry is not a price with the day on which it held.
     """
-    try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{where}: no such file; check the name") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{where}: cannot be read ({' '.join(str(error).split())}); mend the file") from error
+    table = read_yaml(path, where, "check the name")
     form = "write `openai/name: {input: 1.0, output: 4.0, as_of: 2025-01-31}`, in USD for a million tokens"
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where}: holds no prices; {form}")

@@ -14,10 +14,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
+from tests.loopback import LoopbackService
 from tests.scripted_server import Answer, Fault, Script, _completion, _error, _Server
 
 NOW = 1_790_000_000
@@ -37,7 +37,7 @@ HttpFault = Callable[[str, str, int], Fault | Lost | None]
 
 
 @dataclass
-class BatchServer:
+class BatchServer(LoopbackService):
     """Serves until it is left.
 
     Attributes:
@@ -67,23 +67,7 @@ class BatchServer:
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(_Server(("127.0.0.1", 0), _handler(self)))
 
     # --- what the API does ------------------------------------------------------------------------------------
 

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
+
+from tests.loopback import LoopbackService
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def token_entry(text: str, logprob: float, top: Mapping[str, float] | None = Non
 Script = Callable[[dict[str, Any], int], Answer | Fault]
 
 
-class ScriptedServer:
+class ScriptedServer(LoopbackService):
     """Serves until it is left; `requests` holds every chat request body, in the order of arrival.
 
     Args:
@@ -88,23 +89,7 @@ class ScriptedServer:
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", port), _handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(_Server(("127.0.0.1", port), _handler(self)))
 
     def reply_to(self, body: dict[str, Any]) -> Answer | Fault:
         with self._lock:
