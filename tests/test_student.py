@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from data.student import train
-from data.student.fields import GATES, measure
+from data.student import gates, train
+from data.student.fields import measure
+from data.student.gates import GATES
 from data.student.tasks import ORACLE_RULES, Exercise, Kind, exercise, oracle_exercise
 from data.student.tokenizer import make_tokenizer, pieces
 from raters.models import check_spec, open_model, prompt_family
@@ -25,7 +27,18 @@ from raters.resources import resource_folder
 from tests.places import CHECKOUT
 
 FOLDER = resource_folder("data") / "student"
-KINDS: tuple[Kind, ...] = ("restate", "look-up", "many", "few", "at-once", "rate-first")
+KINDS: tuple[Kind, ...] = (
+    "restate",
+    "look-up",
+    "read-off",
+    "spell",
+    "many",
+    "few",
+    "sparse",
+    "scarce",
+    "at-once",
+    "rate-first",
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +81,26 @@ def test_a_name_is_the_same_token_in_guideline_and_trace(tokenizer: Any) -> None
 # --- exercises --------------------------------------------------------------------------------------------
 
 
+def test_exercises_are_the_same_in_every_process() -> None:
+    """Nothing may hang on the order of a set, which differs from process to process."""
+    code = (
+        "import random; from data.student.tasks import exercise; chance = random.Random(3); "
+        "print([exercise(chance, kind).prompt for kind in ('spell', 'many', 'scarce') for _ in range(40)])"
+    )
+
+    def printed(hash_seed: str) -> str:
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert printed("1") == printed("2")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_exercises_differ_and_come_again_with_their_seed(kind: Kind) -> None:
     first, again = (exercises(20, (kind,), seed=4) for _ in range(2))
     assert first == again
-    assert len({one.prompt for one in first}) == 20
+    assert len({(one.prompt, one.answer) for one in first}) == 20
     assert all(one.kind == kind for one in first)
 
 
@@ -166,7 +194,7 @@ def test_training_goes_on_from_its_checkpoint_to_the_same_weights(
 
     monkeypatch.setattr(train, "SAVE_STEPS", train.BLOCK)
     monkeypatch.setattr(train, "TOLD_DRAWS", 2)
-    monkeypatch.setattr(train, "MOST_TOKENS", 8)
+    monkeypatch.setattr(gates, "MOST_TOKENS", 8)
 
     def trained(checkpoint: Path, stop_at: int | None = None) -> Any:
         model = train.new_model(tokenizer, 3)
@@ -207,7 +235,7 @@ def test_an_observation_begins_as_its_name_and_level(tokenizer: Any) -> None:
 def test_the_weights_that_ship_are_small_and_reached_every_gate() -> None:
     about = json.loads((FOLDER / "training.json").read_text(encoding="utf-8"))
     assert set(about["figures"]) == set(GATES)
-    assert not train.missed(about["figures"])
+    assert not gates.missed(about["figures"])
     assert (FOLDER / "model.safetensors").stat().st_size < 10 * 2**20
     page = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert about["command"] in page
@@ -217,7 +245,7 @@ def test_the_weights_that_ship_are_small_and_reached_every_gate() -> None:
 
 def test_the_student_writes_as_it_was_measured() -> None:
     """A sample of the measurement at its saving, on other exercises, and so a little below the gates."""
-    found = train.fields(FOLDER, seed=12345, draws=100)
+    found = gates.field_shares(FOLDER, seed=12345, draws=100)
     assert found["format"] >= 0.94
     assert all(found[field] >= 0.95 for field in ("observation", "level", "tally", "verdict"))
     assert found["guideline"] >= 0.88

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from data.student.tasks import Exercise
@@ -19,20 +19,6 @@ _STEP = re.compile(
 _TOTAL = re.compile(rf"- total ({'|'.join(RUNGS)}) (.+)\.")
 _RATING = re.compile(r"<rating>(.*)</rating>")
 FIELDS = ("format", "observation", "level", "tally", "verdict", "guideline")
-GATES: Mapping[str, float] = {
-    "format": 1.0,
-    "observation": 0.99,
-    "level": 0.99,
-    "tally": 0.99,
-    "verdict": 0.99,
-    "guideline": 0.95,
-    "lora": 0.95,
-    **{f"{field} sampled": 0.97 for field in FIELDS},
-}
-"""Least share right of each in greedy draws; `lora` is how often a student tuned on an oracle's traces rates like it.
-
-Sampled draws, at temperature 1, take tokens now and then that the network itself thinks unlikely.
-"""
 
 
 @dataclass

@@ -80,7 +80,7 @@ def random_scale(chance: random.Random, *, hard: bool = False) -> AnyScale:
     words: set[str] = set()
     while len(words) < chance.randint(2, 5):
         words.add("".join(chance.choices(_LETTERS, k=chance.randint(1, 5))))
-    return OrdinalScale(type="ordinal", labels=sorted(words, key=lambda word: chance.random()))
+    return OrdinalScale(type="ordinal", labels=chance.sample(sorted(words), len(words)))  # a set has no order
 
 
 def random_rules(chance: random.Random, names: Sequence[str], kind: Kind) -> list[str]:

@@ -23,8 +23,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from data.student.fields import GATES, measure
-from data.student.tasks import Exercise, Kind, exercise, oracle_exercise
+from data.student.gates import field_shares, figures, missed, told
+from data.student.rows import Row, encode
+from data.student.tasks import Kind, exercise
 from data.student.tokenizer import CONTEXT_TOKENS, make_tokenizer, parts_of_pieces
 
 SIZES = {
@@ -42,11 +43,6 @@ WARMUP_STEPS, LEAST_RATE = 100, 0.02
 BLOCK = 8
 """Batches that are made together, so that each can be of rows about as long as each other."""
 SAVE_STEPS, TELL_STEPS, TOLD_DRAWS = 400, 100, 60
-MEASURED_DRAWS, ORACLE_ITEMS, ORACLE_STEPS, ORACLE_RATE, RATED_ITEMS = 600, 400, 200, 3e-3, 300
-MOST_TOKENS = 320
-"""Of a draw; the longest trace of a full guideline has 200."""
-_UNSEEN = "measured"
-"""Part of the seed of exercises that nothing is learned from."""
 _RATING: Mapping[Kind, int] = {"many": 10, "few": 4, "at-once": 1, "rate-first": 1}
 
 
@@ -92,28 +88,6 @@ ROUNDS = (
         curriculum=((1.0, {**_RATING, "restate": 1, "read-off": 1, "spell": 5, "scarce": 12}),),
     ),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """An exercise in tokens.
-
-    Attributes:
-        ids: Prompt and answer.
-        prompt_tokens: How many of them are the prompt.
-    """
-
-    ids: list[int]
-    prompt_tokens: int
-
-
-def encode(tokenizer: Any, exercise: Exercise) -> Row:
-    """Return an exercise as the student reads it."""
-    prompt = [{"role": "user", "content": exercise.prompt}]
-    asked = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    before = tokenizer(asked, add_special_tokens=False).input_ids
-    after = tokenizer(exercise.answer, add_special_tokens=False).input_ids
-    return Row([*before, *after, tokenizer.eos_token_id], len(before))
 
 
 def rounds_of(steps: int) -> list[tuple[int, int, Round]]:
@@ -236,7 +210,7 @@ def train(model: Any, tokenizer: Any, seed: int, steps: int, batch: int, checkpo
                 torch.save({**saved, **states}, checkpoint.with_suffix(".part"))
                 checkpoint.with_suffix(".part").replace(checkpoint)
                 save(model, tokenizer, checkpoint.parent)
-                found = fields(checkpoint.parent, seed, TOLD_DRAWS)
+                found = field_shares(checkpoint.parent, seed, TOLD_DRAWS)
                 print("  " + "  ".join(f"{name} {share:.3f}" for name, share in found.items()), flush=True)
     model.eval()
     return seconds
@@ -260,99 +234,10 @@ def _step(model: Any, stepper: Any, rate: float, tensors: tuple[Any, Any]) -> fl
     return loss.item()
 
 
-def draw(
-    loaded: Any, exercises: Sequence[Exercise], seed: int, temperature: float = 1.0
-) -> list[tuple[Exercise, str, str]]:
-    """Return (exercise, reasoning, answer) of one draw for each exercise."""
-    from raters.models.generation import generate, render
-    from raters.models.protocol import SamplingSettings
-
-    settings = SamplingSettings(temperature=temperature, max_tokens=MOST_TOKENS)
-    written: list[tuple[Exercise, str, str]] = []
-    for first in range(0, len(exercises), 50):
-        part = exercises[first : first + 50]
-        prompts = [render(loaded, [{"role": "user", "content": one.prompt}], settings.max_tokens) for one in part]
-        seeds = [seed + first + place for place in range(len(part))]
-        completions = generate(loaded, prompts, seeds, settings, lambda row: False)
-        written += [(one, said.reasoning, said.text) for one, said in zip(part, completions, strict=True)]
-    return written
-
-
-def lora_agreement(folder: Path, seed: int) -> float:
-    """Return how often a student, tuned on traces of an oracle whose rules it is not told, rates as the oracle does."""
-    from dataclasses import replace
-
-    from raters.models.generation import load_model
-    from raters.training import build_trainer
-    from raters.training_phases import Phase, TrainingSettings
-    from raters.training_plan import Schedule
-    from raters.training_processes import QuietTraining
-
-    loaded = load_model(f"hf/{folder}", str(folder), None, "cpu", "float32")
-    chance = random.Random(f"{seed} {_UNSEEN} oracle")
-    lessons = [oracle_exercise(chance) for _ in range(ORACLE_ITEMS)]
-    rows = [encode(loaded.tokenizer, lesson) for lesson in lessons]
-    phase = Phase(
-        "sft",
-        Schedule(len(rows), BATCH, ORACLE_STEPS, WARMUP_STEPS // 10, ORACLE_STEPS, ORACLE_STEPS),
-        ORACLE_RATE,
-        [
-            {
-                "input_ids": row.ids,
-                "labels": [-100] * row.prompt_tokens + row.ids[row.prompt_tokens :],
-                "index": place,
-                "verdict_at": -1,
-            }
-            for place, row in enumerate(rows)
-        ],
-        [str(place) for place in range(len(rows))],
-        [(len(row.ids), len(row.ids) - row.prompt_tokens) for row in rows],
-    )
-    settings = TrainingSettings(base=f"hf/{folder}", micro_batch=BATCH)
-    with QuietTraining():
-        trainer, _ = build_trainer(settings, phase, folder / "oracle", seed, loaded)
-        trainer.train()
-    tuned = trainer.model.eval()
-    items = [oracle_exercise(chance) for _ in range(RATED_ITEMS)]
-    said = draw(replace(loaded, model=tuned), items, seed)
-    return sum(answer.strip() == item.answer.rpartition("</think>")[2].strip() for item, _, answer in said) / len(said)
-
-
-def figures(folder: Path, seed: int) -> dict[str, float]:
-    """Return the share right of every field and, if these reach their gates, of LoRA on an oracle's traces."""
-    found = fields(folder, seed, TOLD_DRAWS)
-    if found["format"] < GATES["format"] / 2:
-        return found  # what cannot write at all is slow to measure
-    found = fields(folder, seed, MEASURED_DRAWS, temperature=0.0)
-    sampled = fields(folder, seed, MEASURED_DRAWS)
-    found |= {f"{name} sampled": share for name, share in sampled.items()}
-    written = [found.get(name, 0.0) >= gate for name, gate in GATES.items() if name != "lora"]
-    return {**found, "lora": lora_agreement(folder, seed)} if all(written) else found
-
-
-def fields(folder: Path, seed: int, draws: int, temperature: float = 1.0) -> dict[str, float]:
-    """Return the share right of every field in as many draws of a student that is saved in a folder."""
-    from raters.models.generation import load_model
-
-    loaded = load_model(f"hf/{folder}", str(folder), None, "cpu", "float32")
-    chance = random.Random(f"{seed} {_UNSEEN}")
-    exercises = [exercise(chance, kind) for kind in ("many", "few") for _ in range(draws // 2)]
-    return measure(draw(loaded, exercises, seed, temperature))
-
-
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a student as transformers reads it."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def missed(found: dict[str, float]) -> list[str]:
-    """Return a line for every gate that is not reached; what was not measured, because of others, counts as 0."""
-    return [
-        f"{name}: {found.get(name, 0.0):.4f}, below {gate:g}"
-        for name, gate in GATES.items()
-        if found.get(name, 0.0) < gate
-    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -379,8 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = train(model, tokenizer, options.seed, options.steps, options.batch, part / "checkpoint.pt")
     save(model, tokenizer, part)
     found = figures(part, options.seed)
-    for name, share in found.items():
-        print(f"  {name:<20} {share:.4f}   gate {GATES[name]:g}", flush=True)
+    print(told(found), flush=True)
     if lines := missed(found):
         print("not saved: " + "; ".join(lines), file=sys.stderr)
         return 1
