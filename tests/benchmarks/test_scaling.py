@@ -35,7 +35,7 @@ FULL = os.environ.get("FULL") == "1"
 ITEMS = (1_000, 10_000, 100_000) if FULL else (1_000, 5_000, 25_000)
 DRAWS = 4
 MOST_GROWTH = 1.5
-"""Of what a further item costs; what an idle machine shows is in README."""
+"""Of what a further item costs, where the aim is 1.1; other programs on the machine add to some of the runs alone."""
 MOST_COST_OF_A_SECOND_WORKER = 0.5
 """In processor time: reading the corpus once more, and the merged journal. Wall time depends on what else runs."""
 FULL_ITEMS, FULL_DRAWS, MOST_RESUME_SECONDS = 1_000_000, 16, 60.0
