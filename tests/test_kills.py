@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import pytest
 
 from tests.scripted_server import Answer, ScriptedServer
 from tests.small_corpora import ORDINAL_5, rating, varied_texts, write_corpus
-from tests.stage_runs import Record, kill, read, run_alone, started, strict, wait_until
+from tests.stage_runs import Record, read, run_alone, started, strict, wait_until
 
 ITEMS, CONCURRENCY = 40, 4
 GIVEN_UP_ITEMS = 100  # the first 50 never are
@@ -72,11 +73,9 @@ class Job:
         else:
             with started(self.stage, *self.command(folder)) as process:
                 end(process)
-                finished = process.poll() is not None
-                if finished:
-                    assert process.returncode == 0, process.communicate()[1]
-                else:
-                    kill(process)
+                process.kill()  # it may end by itself until the very last moment
+                finished = process.wait() != -signal.SIGKILL
+                assert not finished or process.returncode == 0, process.communicate()[1]
         self.lives += 1
         self._check(folder, asked, finished)
         return finished
