@@ -108,21 +108,20 @@ class AnswerLosses:
 
     def shares(self, parameters: torch.Tensor, batch: AnswerBatch) -> torch.Tensor:
         """Return (rows, 2) what each row adds to the step's loss, by reasoning and by verdict."""
-        first = int((batch.labels != IGNORED).any(0).nonzero()[0])
+        first = _first_learned(batch)
         logits = self.logits(parameters, batch.input_ids, first)  # (rows, tokens - first, vocabulary)
-        wanted = batch.labels[:, first:]
-        lost = cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
-        lost = lost.view(wanted.shape) * batch.scale
-        is_verdict = torch.arange(first, batch.labels.shape[1])[None] >= batch.verdict_at[:, None]
-        verdict = (lost * is_verdict).sum(1)
-        reasoning = (lost * ~is_verdict).sum(1)
-        if self._ordinal is not None:
-            assert batch.verdicts is not None
-            rows = torch.arange(len(wanted))
-            at_labels = logits[rows, batch.verdict_at - first][:, list(self._ordinal.tokens)]
-            errors = squared_errors(at_labels, batch.verdicts, self._ordinal.values)
-            verdict = verdict + batch.ordinal_scale * errors
-        return torch.stack([reasoning, verdict], dim=1)
+        shares = batch.scale * _log_losses(logits, batch, first)
+        if self._ordinal is None:
+            return shares
+        assert batch.verdicts is not None
+        at_labels = logits[torch.arange(len(shares)), batch.verdict_at - first][:, list(self._ordinal.tokens)]
+        errors = batch.ordinal_scale * squared_errors(at_labels, batch.verdicts, self._ordinal.values)
+        return shares + torch.stack([torch.zeros_like(errors), errors], dim=1)
+
+    def log_losses(self, parameters: torch.Tensor, batch: AnswerBatch) -> torch.Tensor:
+        """Return (rows, 2) sums of negative log-likelihoods of each row's learned tokens, by part."""
+        first = _first_learned(batch)
+        return _log_losses(self.logits(parameters, batch.input_ids, first), batch, first)
 
     def logits(self, parameters: torch.Tensor, input_ids: torch.Tensor, first: int) -> torch.Tensor:
         """Return (rows, tokens - first, vocabulary) the logits of the tokens from place `first` on."""
@@ -131,3 +130,16 @@ class AnswerLosses:
         inputs = {"input_ids": input_ids.to(device), "use_cache": False, "logits_to_keep": kept}
         logits: torch.Tensor = functional_call(self.model, self._header.named(parameters), (), inputs).logits
         return logits[:, -kept:-1].float().to(input_ids.device)
+
+
+def _first_learned(batch: AnswerBatch) -> int:
+    return int((batch.labels != IGNORED).any(0).nonzero()[0])
+
+
+def _log_losses(logits: torch.Tensor, batch: AnswerBatch, first: int) -> torch.Tensor:
+    """Return (rows, 2) sums over tokens of `logits` (rows, tokens - first, vocabulary), by part."""
+    wanted = batch.labels[:, first:]
+    lost = cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
+    lost = lost.view(wanted.shape)
+    is_verdict = torch.arange(first, batch.labels.shape[1])[None] >= batch.verdict_at[:, None]
+    return torch.stack([(lost * ~is_verdict).sum(1), (lost * is_verdict).sum(1)], dim=1)

@@ -42,13 +42,15 @@ class CheckpointScores:
         """Take a recorded run."""
         self._trajectory = trajectory
 
-    def attribute(self, queries: Queries) -> Scores:
-        """Return the scores of all examples for all queries, in one part."""
+    def attribute(self, queries: Queries, mixtures: torch.Tensor | None = None) -> Scores:
+        """Return the scores of all examples in one part; LESS takes the cosine with the mixture itself."""
         assert self._trajectory is not None, "call cache() first"
         trajectory = self._trajectory
         total: torch.Tensor | None = None
         for state, settings, lr in self._checkpoints(trajectory):
             against = queries.gradients(state.parameters)
+            if mixtures is not None:
+                against = mixtures.to(against.dtype) @ against
             found = torch.cat([
                 self._scores(gradients, against, state, settings) for gradients in self._gradients(state.parameters)
             ])  # fmt: skip

@@ -18,7 +18,7 @@ Memory: 3 Q P numbers for Q queries, 3 P sqrt(T) for a replayed segment, and a b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -45,9 +45,9 @@ class Scores:
     """What removing each example does to each query.
 
     Attributes:
-        parts: (examples, queries, parts) predicted change of the query's loss, by part of the example's own loss.
-        error_proxy: (examples, queries) sum over steps of |the step taken exactly - the step linearised|, the rest of
-            the run linear in both; None if it was not asked for, or the attributor has none.
+        parts: (examples, M, parts) predicted change of each query's loss, by part of the example's own loss.
+        error_proxy: (examples, M) sum over steps of |the step taken exactly - the step linearised|, the rest of the run
+            linear in both; None if it was not asked for, or the attributor has none.
     """
 
     parts: torch.Tensor
@@ -55,7 +55,7 @@ class Scores:
 
     @property
     def total(self) -> torch.Tensor:
-        """(examples, queries) the parts' sum."""
+        """(examples, M) the parts' sum."""
         return self.parts.sum(-1)
 
 
@@ -66,8 +66,8 @@ class Attributor(Protocol):
         """Take a recorded run."""
         ...
 
-    def attribute(self, queries: Queries) -> Scores:
-        """Return its examples' scores."""
+    def attribute(self, queries: Queries, mixtures: torch.Tensor | None = None) -> Scores:
+        """Return its examples' scores for mixtures (M, Q) of queries, or for each query by itself."""
         ...
 
 
@@ -90,21 +90,26 @@ class Unrolling:
     renormalize: bool = False
     fisher: bool = False
     on_step: Callable[[], None] = lambda: None
-    _trajectory: Trajectory | None = None
+    _trajectory: Trajectory | None = field(default=None, repr=False)
+    _mixtures: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0), repr=False)
 
     def cache(self, trajectory: Trajectory) -> None:
         """Take a recorded run; everything it holds stays on disk until a sweep comes to it."""
         self._trajectory = trajectory
 
-    def attribute(self, queries: Queries) -> Scores:
-        """Return the scores of all examples for all queries."""
+    def attribute(self, queries: Queries, mixtures: torch.Tensor | None = None) -> Scores:
+        """Return the scores of all examples.
+
+        Args:
+            queries: Q losses, a sweep for each.
+            mixtures: (M, Q) the weights of each query in what scores are given for; each query by itself if None.
+        """
         assert self._trajectory is not None, "call cache() first"
         trajectory, total = self._trajectory, len(self._trajectory)
-        parts = torch.zeros(
-            (trajectory.num_examples, len(queries), len(self.losses.parts)),
-            dtype=trajectory.last_state().parameters.dtype,
-        )
-        proxy = torch.zeros(parts.shape[:2], dtype=parts.dtype) if self._has_proxy else None
+        dtype = trajectory.last_state().parameters.dtype
+        self._mixtures = torch.eye(len(queries), dtype=dtype) if mixtures is None else mixtures.to(dtype)
+        parts = torch.zeros((trajectory.num_examples, len(self._mixtures), len(self.losses.parts)), dtype=dtype)
+        proxy = torch.zeros(parts.shape[:2], dtype=dtype) if self._has_proxy else None
         scores = Scores(parts, proxy)
         if self.horizon is None:
             self._sweep(trajectory.backwards(), queries.gradients(trajectory.last_state().parameters), scores)
@@ -141,7 +146,8 @@ class Unrolling:
         self, scores: Scores, moment: Moment, adjoint: Adjoint, changes: torch.Tensor, decay: torch.Tensor
     ) -> None:
         """Add the changes (Q, rows, parts) that a step's rows make."""
-        scores.parts.index_add_(0, torch.tensor(moment.step.examples), changes.transpose(0, 1))
+        mixed = torch.einsum("mq,qrp->rmp", self._mixtures, changes)
+        scores.parts.index_add_(0, torch.tensor(moment.step.examples), mixed)
 
     def _changes(self, step: RecordedStep, dropped: torch.Tensor) -> torch.Tensor:
         """Return (Q, rows, parts) the changes by removal, from those by dropping each row's term alone."""
@@ -193,7 +199,8 @@ class AdamWInfluence(Unrolling):
             exact = removal_effects(adjoint, moment.before, moment.after, others, decay, step.settings)
             errors = exact - changes.sum(-1)  # (Q, rows)
             if scores.error_proxy is not None:
-                scores.error_proxy.index_add_(0, torch.tensor(step.examples), errors.abs().T)
+                mixed = (self._mixtures @ errors).abs()
+                scores.error_proxy.index_add_(0, torch.tensor(step.examples), mixed.T)
             if self.finite:
                 changes = changes + _shared_out(errors, changes)
         super()._enter(scores, moment, adjoint, changes, decay)
