@@ -66,11 +66,10 @@ class Plan:
             "base target method ordinal seed seeds lr lr_schedule weight_decay rank alpha dropout beta pairs dev_draws "
             "dev_max_tokens max_length load_4bit adapter"
         )
-        traces = run.folder / "traces.jsonl"
         return {
             "corpus": run.corpus.name,
             "dimension": run.dimension.name,
-            "traces": sha256_of(traces.read_text(encoding="utf-8")),
+            "traces": sha256_of(run.kept.read_text(encoding="utf-8")),
             "guideline": self.question.dimension.guideline_sha256,
             "prompt": self.question.prompt.sha256,
             "dev_items": ids_sha256([run.corpus.item_ids[item] for item in self.dev.items]),

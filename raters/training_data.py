@@ -64,7 +64,7 @@ def read_lessons(run: TraceRun) -> list[Lesson]:
     Raises:
         DataError: If there are none, they have fewer than two labels, or a line is not a trace of the run's dimension.
     """
-    path, name, scale = run.folder / "traces.jsonl", run.dimension.name, run.dimension.scale
+    path, name, scale = run.kept, run.dimension.name, run.dimension.scale
     places = {item_id: place for place, item_id in enumerate(run.corpus.item_ids)}
     lessons: list[Lesson] = []
     if path.exists() and not path.stat().st_size:

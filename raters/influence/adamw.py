@@ -170,7 +170,9 @@ def removal_effects(
 ) -> torch.Tensor:
     """Return (Q, rows) what the quantities change by if a step's gradient is another: the step itself exactly.
 
-    Only what comes after the step is linear. It repairs the first step, where the update is the gradient's sign.
+    Only what comes after the step is linear, in theta, m and sqrt(v): later steps divide by the root, which is nearly
+    linear in the gradients, as v is not where a single example makes up much of it. It repairs the first steps, where
+    the update is little else than the gradient's sign.
 
     Args:
         adjoint: By the state after the step.
@@ -184,8 +186,9 @@ def removal_effects(
     if step.max_norm is not None:
         factors = (step.max_norm / (gradients.norm(dim=1, keepdim=True) + _CLIP_EPSILON)).clamp(max=1)
     other = advance(before, factors * gradients, decay, step)
+    root = after.second.sqrt()
     return (
         adjoint.parameters @ (other.parameters - after.parameters).T
         + adjoint.first @ (other.first - after.first).T
-        + adjoint.second @ (other.second - after.second).T
+        + adjoint.second @ (2 * root * (other.second.sqrt() - root)).T
     )

@@ -58,13 +58,14 @@ class DevQueries:
 
     Attributes:
         shares: (folds,) each one's share of the items: the mixture that is the loss on all of them.
+        items: How many items there are.
     """
 
     def __init__(
         self,
         losses: AnswerLosses,
         rows: Sequence[QueryRow],
-        shares: NDArray[np.float64],
+        counts: Sequence[int],
         pad: int,
         tokens: Sequence[int] = (),
         rows_at_once: int = 8,
@@ -74,12 +75,14 @@ class DevQueries:
         Args:
             losses: The model.
             rows: Of all folds.
-            shares: See above.
+            counts: (folds,) items of each.
             pad: Token that pads.
             tokens: (labels,) first token of each label, for `agreement`.
             rows_at_once: Rows that are read at once.
         """
-        self._losses, self._rows, self.shares = losses, rows, shares
+        self._losses, self._rows = losses, rows
+        self.items = sum(counts)
+        self.shares = np.array(counts, np.float64) / self.items
         self._pad, self._tokens, self._most = pad, list(tokens), rows_at_once
 
     def __len__(self) -> int:
@@ -88,26 +91,29 @@ class DevQueries:
 
     def gradients(self, parameters: torch.Tensor) -> torch.Tensor:
         """Return (folds, P) the gradient of each fold's loss."""
-        found = torch.zeros((len(self), len(parameters)), dtype=parameters.dtype)
-        for fold, rows in self._batches():
+        return torch.stack([self.gradient(parameters, fold) for fold in range(len(self))])
+
+    def gradient(self, parameters: torch.Tensor, fold: int) -> torch.Tensor:
+        """Return (P,) the gradient of one fold's loss."""
+        found = torch.zeros_like(parameters)
+        for rows in self._batches(fold):
             point = parameters.detach().requires_grad_()
-            found[fold] += torch.autograd.grad(self._loss(point, rows), point)[0]
+            found += torch.autograd.grad(self._loss(point, rows), point)[0]
         return found
 
     def values(self, parameters: torch.Tensor) -> torch.Tensor:
         """Return (folds,) each fold's loss; of `draws` it is a surrogate, whose gradient alone means something."""
         found = torch.zeros(len(self), dtype=parameters.dtype)
         with torch.no_grad():
-            for fold, rows in self._batches():
-                found[fold] += self._loss(parameters, rows)
+            for fold in range(len(self)):
+                found[fold] = sum(float(self._loss(parameters, rows)) for rows in self._batches(fold))
         return found
 
-    def _batches(self) -> Iterator[tuple[int, Sequence[QueryRow]]]:
-        for fold in range(len(self)):
-            # Rows of like length share a batch, so that little is padding.
-            rows = sorted((row for row in self._rows if row.fold == fold), key=lambda row: len(row.row["input_ids"]))
-            for begin in range(0, len(rows), self._most):
-                yield fold, rows[begin : begin + self._most]
+    def _batches(self, fold: int) -> Iterator[Sequence[QueryRow]]:
+        # Rows of like length share a batch, so that little is padding.
+        rows = sorted((row for row in self._rows if row.fold == fold), key=lambda row: len(row.row["input_ids"]))
+        for begin in range(0, len(rows), self._most):
+            yield rows[begin : begin + self._most]
 
     def _loss(self, parameters: torch.Tensor, rows: Sequence[QueryRow]) -> torch.Tensor:
         """Return () the weighted sum of rows."""
@@ -203,8 +209,7 @@ def dev_queries(
     for item, row in rows:
         fold = renamed[fold_of[item]]
         found.append(replace(row, fold=fold, weight=row.weight / len(items_of[fold])))
-    counts = np.array([len(items) for items in items_of], np.float64)
-    return DevQueries(losses, found, counts / counts.sum(), pad, tokens)
+    return DevQueries(losses, found, [len(items) for items in items_of], pad, tokens)
 
 
 def _folds(groups: NDArray[np.int64], most: int) -> NDArray[np.int64]:

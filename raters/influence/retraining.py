@@ -7,12 +7,13 @@ to the recorded parameters, to rounding.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
-from raters.influence.adamw import AdamWState, advance, clip_factor
+from raters.influence.adamw import AdamWState, advance
 from raters.influence.losses import ExampleLosses, step_gradient
-from raters.influence.trajectory import RecordedStep, Trajectory
+from raters.influence.trajectory import Moment, RecordedStep, Trajectory
 
 Weights = Callable[[RecordedStep], torch.Tensor]
 """Returns (rows,) what the shares of a step's rows are multiplied by."""
@@ -45,24 +46,27 @@ def retrain(trajectory: Trajectory, losses: ExampleLosses, weights: Weights, beg
         weights: Of each step's rows.
         begin: A step after which the state is stored, if nothing differs up to there.
     """
-    state, decay = trajectory.stored_state(begin), trajectory.header.decay()
+    state = trajectory.stored_state(begin)
     for step in trajectory.steps[begin:]:
-        state = weighted_step(trajectory, losses, state, step, weights(step), decay)
+        state = moment_of(trajectory, losses, state, step, weights(step)).after
     return state
 
 
-def weighted_step(
+def moment_of(
     trajectory: Trajectory,
     losses: ExampleLosses,
     state: AdamWState,
     step: RecordedStep,
-    weights: torch.Tensor,
-    decay: torch.Tensor,
-) -> AdamWState:
-    """Return the state after a step whose rows' shares are weighted (rows,)."""
-    _, gradient = step_gradient(losses, state.parameters, step, weights.to(state.parameters.dtype))
-    factor = clip_factor(float(gradient.norm()), trajectory.header.max_norm)
-    return advance(state, factor * gradient, decay, step.settings)
+    weights: torch.Tensor | None = None,
+) -> Moment:
+    """Return a step as it is taken from some state, its rows' shares times weights (rows,), if given."""
+    if weights is not None:
+        weights = weights.to(state.parameters.dtype)
+    _, gradient = step_gradient(losses, state.parameters, step, weights)
+    settings = replace(step.settings, norm=float(gradient.norm()))
+    clipped = settings.clip_factor * gradient
+    after = advance(state, clipped, trajectory.header.decay(), settings)
+    return Moment(replace(step, settings=settings), state, after, clipped)
 
 
 def left_out(trajectory: Trajectory, losses: ExampleLosses, example: int, *, renormalize: bool = False) -> AdamWState:

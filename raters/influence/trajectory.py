@@ -303,14 +303,12 @@ class Trajectory:
             state = after
         return found
 
-    def backwards(self) -> Iterator[Moment]:
-        """Yield all steps from the last to the first, a segment in memory at a time."""
-        ends = [*self.stored()[1:]]
-        if not ends or ends[-1] < len(self):
-            ends.append(len(self))
-        for begin, end in reversed(list(zip([0, *ends], ends, strict=False))):
-            if begin < end:
-                yield from reversed(self.moments(begin + 1, end))
+    def segments_backwards(self, last: int | None = None) -> Iterator[list[Moment]]:
+        """Yield the steps up to `last` (the run's last) in segments between stored states, the last segment first."""
+        end = len(self) if last is None else last
+        for begin in reversed([number for number in self.stored() if number < end]):
+            yield self.moments(begin + 1, end)
+            end = begin
 
     def check_replay(self) -> float:
         """Return the largest difference of a stored state's parameters from those replayed from the one before it.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from raters.influence.answers import AnswerLosses
 from raters.influence.recording import FOLDER, read_examples
 from raters.influence.trajectory import Trajectory
 from raters.models.generation import LoadedModel
 from raters.training_loss import OrdinalTerm
-from raters.training_models import load_base, with_adapter
+from raters.training_models import fingerprint_of, load_base, save_adapter, with_adapter
+from raters.training_processes import QuietTraining
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class TunedRun:
         example_ids: (examples,).
         learned: (examples,) how many tokens of each are learned.
         loaded: The base, for its tokenizer and template.
+        fingerprint: Of the base without an adapter.
     """
 
     trajectory: Trajectory
@@ -31,6 +36,7 @@ class TunedRun:
     example_ids: list[str]
     learned: list[int]
     loaded: LoadedModel
+    fingerprint: str
 
     @classmethod
     def open(cls, folder: Path, adapter: Path, chat_template: str | None = None, rows_at_once: int = 8) -> TunedRun:
@@ -46,11 +52,17 @@ class TunedRun:
             DataError: If no run was recorded there.
             ModelAccessError: If the base cannot be loaded.
         """
+        with QuietTraining():
+            return cls._open(folder, adapter, chat_template, rows_at_once)
+
+    @classmethod
+    def _open(cls, folder: Path, adapter: Path, chat_template: str | None, rows_at_once: int) -> TunedRun:
         trajectory = Trajectory(folder / FOLDER)
         about = trajectory.header.about
         loaded = load_base(about["base"], about["dtype"], four_bit=False, chat_template=chat_template)
         # Fused attention has no second derivative.
         loaded.model.set_attn_implementation("eager")
+        fingerprint = fingerprint_of(loaded)
         loaded = with_adapter(loaded, adapter)
         rows = read_examples(folder / FOLDER)
         ordinal = None if about["ordinal"] is None else OrdinalTerm(**about["ordinal"])
@@ -63,7 +75,7 @@ class TunedRun:
             rows_at_once=rows_at_once,
         )
         learned = [sum(label != -100 for label in row["labels"]) for row in rows]
-        return cls(trajectory, losses, [row["example_id"] for row in rows], learned, loaded)
+        return cls(trajectory, losses, [row["example_id"] for row in rows], learned, loaded, fingerprint)
 
 
 def _frozen(model: Any) -> Any:
@@ -71,3 +83,22 @@ def _frozen(model: Any) -> Any:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval()
+
+
+def write_adapter(tuned: TunedRun, parameters: Any, folder: Path) -> None:
+    """Write parameters (P,) as an adapter that PEFT and the hf backend load.
+
+    Args:
+        tuned: The run whose adapter they have the shape of.
+        parameters: In the order of its header.
+        folder: Where to write; what stands there is replaced.
+    """
+    named = tuned.trajectory.header.named(parameters)
+    model = tuned.losses.model
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in named:
+                parameter.copy_(named[name])
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        model.save_pretrained(place)
+        save_adapter(Path(place), tuned.loaded, tuned.fingerprint, folder)

@@ -17,8 +17,9 @@ Memory: 3 Q P numbers for Q queries, 3 P sqrt(T) for a replayed segment, and a b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -26,6 +27,8 @@ import torch
 from raters.influence.adamw import Adjoint, pull_back, removal_effects, through_clipping
 from raters.influence.losses import ExampleLosses, products, row_gradients
 from raters.influence.trajectory import Moment, RecordedStep, Trajectory
+
+_ADJOINT = ("parameters", "first", "second")
 
 
 class Queries(Protocol):
@@ -83,6 +86,7 @@ class Unrolling:
             the others' weights stay (False).
         fisher: Take the empirical Fisher matrix for the Hessian.
         on_step: Called after every step of a sweep.
+        keep: File that a sweep through the whole run is kept in every sqrt(T) steps, and gone on from.
     """
 
     losses: ExampleLosses
@@ -90,8 +94,9 @@ class Unrolling:
     renormalize: bool = False
     fisher: bool = False
     on_step: Callable[[], None] = lambda: None
+    keep: Path | None = None
     _trajectory: Trajectory | None = field(default=None, repr=False)
-    _mixtures: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0), repr=False)
+    _mixtures: torch.Tensor | None = field(default=None, repr=False)
 
     def cache(self, trajectory: Trajectory) -> None:
         """Take a recorded run; everything it holds stays on disk until a sweep comes to it."""
@@ -107,36 +112,80 @@ class Unrolling:
         assert self._trajectory is not None, "call cache() first"
         trajectory, total = self._trajectory, len(self._trajectory)
         dtype = trajectory.last_state().parameters.dtype
-        self._mixtures = torch.eye(len(queries), dtype=dtype) if mixtures is None else mixtures.to(dtype)
-        parts = torch.zeros((trajectory.num_examples, len(self._mixtures), len(self.losses.parts)), dtype=dtype)
+        self._mixtures = None if mixtures is None else mixtures.to(dtype)
+        count = len(queries) if mixtures is None else len(mixtures)
+        parts = torch.zeros((trajectory.num_examples, count, len(self.losses.parts)), dtype=dtype)
         proxy = torch.zeros(parts.shape[:2], dtype=dtype) if self._has_proxy else None
         scores = Scores(parts, proxy)
         if self.horizon is None:
-            self._sweep(trajectory.backwards(), queries.gradients(trajectory.last_state().parameters), scores)
+            begun, adjoint = self._kept(scores)
+            if adjoint is None:
+                adjoint = Adjoint.of(queries.gradients(trajectory.last_state().parameters))
+            for moments in trajectory.segments_backwards(begun):
+                adjoint = self.sweep(moments, adjoint, scores)
+                self._save(moments[0].step.settings.number - 1, adjoint, scores)
             return scores
         for number in range(1, total + 1):
             moments = trajectory.moments(number, min(number + self.horizon - 1, total))
-            self._sweep(reversed(moments), queries.gradients(moments[-1].after.parameters), scores, only=number)
+            adjoint = Adjoint.of(queries.gradients(moments[-1].after.parameters))
+            self.sweep(moments, adjoint, scores, only=number)
         return scores
 
-    @property
-    def _has_proxy(self) -> bool:
-        return False
+    def sweep(self, moments: Sequence[Moment], adjoint: Adjoint, scores: Scores, only: int | None = None) -> Adjoint:
+        """Go backwards through steps and add to the scores what comes out, of all of them or of one alone.
 
-    def _sweep(
-        self, moments: Iterable[Moment], gradients: torch.Tensor, scores: Scores, only: int | None = None
-    ) -> None:
-        """Go backwards through steps and enter what comes out, for all of them or for one alone."""
-        assert self._trajectory is not None
+        Args:
+            moments: In their order.
+            adjoint: By the state after the last of them.
+            scores: What is added to.
+            only: The step whose examples are scored.
+
+        Returns:
+            The adjoint by the state before the first of them.
+        """
+        assert self._trajectory is not None, "call cache() first"
         decay = self._trajectory.header.decay()
-        adjoint = Adjoint.of(gradients)
-        for moment in moments:
+        for moment in reversed(moments):
             before, pushed = self._pull_back(adjoint, moment, decay)
             found = products(self.losses, moment.before.parameters, moment.step, pushed, fisher=self.fisher)
             if only in (None, moment.step.settings.number):
                 self._enter(scores, moment, adjoint, self._changes(moment.step, -found.rows), decay)
             adjoint = Adjoint(before.parameters + found.curvature, before.first, before.second)
             self.on_step()
+        return adjoint
+
+    def _kept(self, scores: Scores) -> tuple[int, Adjoint | None]:
+        """Return which step comes next and the adjoint behind it, after filling in the scores that were kept."""
+        assert self._trajectory is not None
+        if self.keep is None or not self.keep.exists():
+            return len(self._trajectory), None
+        from safetensors import safe_open
+
+        with safe_open(str(self.keep), "pt") as file:
+            number = int(file.metadata()["next"])
+            for name, into in self._named(scores).items():
+                into.copy_(file.get_tensor(name))
+            adjoint = Adjoint(*(file.get_tensor(name) for name in _ADJOINT))
+        return number, adjoint
+
+    def _save(self, number: int, adjoint: Adjoint, scores: Scores) -> None:
+        if self.keep is None:
+            return
+        from safetensors.torch import save_file
+
+        partial = self.keep.with_name(f"{self.keep.name}.partial")
+        tensors = {name: getattr(adjoint, name).contiguous() for name in _ADJOINT} | self._named(scores)
+        save_file(tensors, str(partial), {"next": str(number)})
+        partial.replace(self.keep)
+
+    @staticmethod
+    def _named(scores: Scores) -> dict[str, torch.Tensor]:
+        proxy = {} if scores.error_proxy is None else {"error_proxy": scores.error_proxy}
+        return {"parts": scores.parts, **proxy}
+
+    @property
+    def _has_proxy(self) -> bool:
+        return False
 
     def _pull_back(self, adjoint: Adjoint, moment: Moment, decay: torch.Tensor) -> tuple[Adjoint, torch.Tensor]:
         """Return the adjoint before a step, without what goes through the gradient, and p (Q, P)."""
@@ -146,7 +195,9 @@ class Unrolling:
         self, scores: Scores, moment: Moment, adjoint: Adjoint, changes: torch.Tensor, decay: torch.Tensor
     ) -> None:
         """Add the changes (Q, rows, parts) that a step's rows make."""
-        mixed = torch.einsum("mq,qrp->rmp", self._mixtures, changes)
+        mixed = changes.transpose(0, 1)
+        if self._mixtures is not None:
+            mixed = torch.einsum("mq,qrp->rmp", self._mixtures, changes)
         scores.parts.index_add_(0, torch.tensor(moment.step.examples), mixed)
 
     def _changes(self, step: RecordedStep, dropped: torch.Tensor) -> torch.Tensor:
@@ -199,7 +250,7 @@ class AdamWInfluence(Unrolling):
             exact = removal_effects(adjoint, moment.before, moment.after, others, decay, step.settings)
             errors = exact - changes.sum(-1)  # (Q, rows)
             if scores.error_proxy is not None:
-                mixed = (self._mixtures @ errors).abs()
+                mixed = (errors if self._mixtures is None else self._mixtures @ errors).abs()
                 scores.error_proxy.index_add_(0, torch.tensor(step.examples), mixed.T)
             if self.finite:
                 changes = changes + _shared_out(errors, changes)
