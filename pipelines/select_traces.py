@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         )
     if options.horizon is not None and options.attributor in ("tracin", "less"):
         raise ConfigError(f"--horizon {options.horizon}: {options.attributor} unrolls nothing; leave it out")
-    from pipelines.selection import attribute, read_recorded, train_online, write_results
+    from pipelines.selection import attribute, finished, read_recorded, train_online, write_results
     from raters.runs import RunFolder
 
     began = time.monotonic()
@@ -79,6 +79,9 @@ def main(arguments: Sequence[str]) -> int:
     say(recorded.describe())
     folder = RunFolder(recorded.out, STAGE, recorded.identity(), new=options.new)
     try:
+        if finished(folder.previous, folder.path):
+            say(f"--out {folder.path}: holds this very run, finished; nothing is left to do")
+            return 0
         before = folder.previous.get("seconds", 0.0)
         folder.create(recorded.manifest("running", before))
         done = 0

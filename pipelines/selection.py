@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from raters.rater_files import RaterSpec
     from raters.trace_runs import TraceRun
 
-FEW_FOLDS = 2
 _SWEEP, _READY = "sweep.safetensors", "complete"
 
 
@@ -184,6 +183,12 @@ def _finished(folder: Path) -> dict[str, Any]:
     if not options.get("record_trajectory"):
         raise DataError(f"--run {folder}: was trained without --record-trajectory; train it again with that")
     return dict(manifest)
+
+
+def finished(manifest: Mapping[str, Any], out: Path) -> bool:
+    """Return True if a run that stands in --out is complete and all of it is there."""
+    files = ("influence.jsonl", "traces.jsonl", "report.html", "summary.json")
+    return manifest.get("status") == _READY and all((out / name).exists() for name in files)
 
 
 def attribute(recorded: Recorded, out: Path, count: Callable[[int], None]) -> Found:

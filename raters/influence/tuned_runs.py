@@ -99,6 +99,6 @@ def write_adapter(tuned: TunedRun, parameters: Any, folder: Path) -> None:
         for name, parameter in model.named_parameters():
             if name in named:
                 parameter.copy_(named[name])
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+    with QuietTraining(), tempfile.TemporaryDirectory(dir=folder.parent) as place:
         model.save_pretrained(place)
         save_adapter(Path(place), tuned.loaded, tuned.fingerprint, folder)
