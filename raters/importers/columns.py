@@ -1,0 +1,358 @@
+"""Which column of a table is what: as the user says, else by names that leave no doubt, and then it is told.
+
+A guess is made only where one column alone could be meant. What is in doubt is asked for, and a column that nothing
+speaks for becomes metadata, which no rater sees.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Any, Literal
+
+from raters.importers.source_items import SourceItem, SourceLabel, as_id, as_text, is_missing
+from raters.importers.tables import Row
+from raters.records import ConfigError, DataError, shown
+
+SAMPLE_ROWS = 1000
+"""So many rows are looked at before columns are told apart."""
+
+ONLY_ANNOTATOR = "annotator"
+"""Whose the labels of a table without annotators are."""
+
+Holds = Literal["both", "texts", "labels"]
+
+_ITEM = ("itemid", ("exampleid", "sampleid", "instanceid", "taskid", "storyid", "essayid", "documentid", "docid",
+         "questionid", "pairid", "textid", "responseid", "summaryid", "uid"), "id", "item")  # fmt: skip
+_ANNOTATOR = ("annotatorid", ("annotator", "workerid", "raterid", "coderid", "userid", "labelerid", "labellerid",
+              "judgeid", "participantid", "assessorid"), ("worker", "rater", "coder", "user", "labeler", "labeller",
+              "judge", "participant", "assessor", "username"))  # fmt: skip
+_LABEL = ("label", ("rating", "score", "annotation", "judgment", "judgement", "grade", "stars", "class", "category"))
+_DIMENSION = ("dimension", ("criterion", "aspect", "attribute"))
+_RATIONALE = ("rationale",)
+_TEXTS = frozenset(
+    "text document content sentence passage prompt question query instruction input context source response reply "
+    "answer output completion target translation story essay fulltext summary decoded comment review post tweet "
+    "argument premise hypothesis claim statement message title topic reference article conclusion body".split()
+)
+_ALWAYS_TEXTS = frozenset("text sentence content response".split())
+_PAIR_ENDS = (("a", "b"), ("1", "2"), ("left", "right"), ("first", "second"))
+_WIDE = re.compile(r"(annotator|rater|worker|coder|judge|label|score|rating|expert|annot|ann)[ _.-]?(\d{1,3}|[a-z])$")
+_LONG_TEXT = 30
+"""Characters on average: from there on a column of texts is one that a rater may need."""
+_WORDS = 1.5
+"""On average: below that a `document` or a `source` is a name, and no text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which column is what; as an option of the user, None and () leave it to be told.
+
+    Attributes:
+        item: The item's id.
+        texts: What a rater sees.
+        annotator: Who labelled.
+        labels: Labels, a dimension each (or of the dimension that `dimension` says).
+        annotators: In wide form, a column of labels for each annotator.
+        dimension: Which question the row's label answers.
+        rationale: People's own reasons.
+        metadata: What else is kept, unseen by raters; None for all that is left.
+        group: What items of one group share.
+    """
+
+    item: str | None = None
+    texts: tuple[str, ...] = ()
+    annotator: str | None = None
+    labels: tuple[str, ...] = ()
+    annotators: tuple[str, ...] = ()
+    dimension: str | None = None
+    rationale: str | None = None
+    metadata: tuple[str, ...] | None = None
+    group: str | None = None
+
+    def named(self) -> dict[str, str]:
+        """Return each column that is named, with the option that names it."""
+        single = {"item": self.item, "annotator": self.annotator, "dimension-column": self.dimension,
+                  "rationale": self.rationale, "group-by": self.group}  # fmt: skip
+        several = {"text": self.texts, "label": self.labels, "annotators": self.annotators,
+                   "metadata": self.metadata or ()}  # fmt: skip
+        found = {column: f"--{option}" for option, columns in several.items() for column in columns}
+        return found | {column: f"--{option}" for option, column in single.items() if column is not None}
+
+
+def read_table(
+    rows: Iterable[Row], columns: Columns, default_dimension: str | None, holds: Holds = "both"
+) -> tuple[Iterator[SourceItem], Columns, list[str]]:
+    """Return (items as rows say them, which column is what, what was guessed) of a table.
+
+    Args:
+        rows: Of the table.
+        columns: What the user says of them.
+        default_dimension: Of a single column of labels; that column's name if None.
+        holds: What the table has; texts or labels may stand in another file.
+
+    Raises:
+        ConfigError: If a column that was named is not there, or what a column is cannot be told.
+        DataError: As the rows are read.
+    """
+    iterator = iter(rows)
+    sample = list(islice(iterator, SAMPLE_ROWS))
+    if not sample:
+        raise DataError("the source holds no rows; export it again")
+    columns, notes = tell_columns(sample, columns, holds)
+    return _items(chain(sample, iterator), columns, default_dimension), columns, notes
+
+
+def tell_columns(sample: Sequence[Row], asked: Columns, holds: Holds = "both") -> tuple[Columns, list[str]]:
+    """Return which column is what, and a line for each guess; see `read_table`."""
+    names = list(dict.fromkeys(name for _, values in sample for name in values))
+    where = sample[0][0].file
+    listed = ", ".join(shown(name) for name in names if name)
+    for name, option in asked.named().items():
+        if name not in names:
+            raise ConfigError(f"{option} {name}: {where} has no such column; it has {listed}")
+    notes: list[str] = []
+    taken = {name for name, option in asked.named().items() if option != "--group-by"}
+
+    def guess(option: str, tiers: Sequence[str | tuple[str, ...]], what: str) -> str | None:
+        for tier in tiers:
+            wanted = (tier,) if isinstance(tier, str) else tier
+            found = [name for name in names if name not in taken and _folded(name) in wanted]
+            if len(found) > 1:
+                both = " and ".join(shown(name) for name in found)
+                raise ConfigError(f"{where}: both {both} could be {what}; say which with --{option}")
+            if found:
+                taken.add(found[0])
+                notes.append(f"column {shown(found[0])} is {what} (--{option})")
+                return found[0]
+        return None
+
+    item = asked.item or guess("item", _ITEM, "the item's id")
+    labels, annotators = asked.labels, asked.annotators
+    annotator = asked.annotator
+    dimension = asked.dimension
+    if holds != "texts" and not annotators:
+        annotator = annotator or guess("annotator", _ANNOTATOR, "who labelled")
+        if not labels and annotator is None and (wide := _wide(names, taken)):
+            annotators = wide
+            taken |= set(wide)
+            notes.append(f"columns {', '.join(shown(name) for name in wide)} are annotators' labels (--annotators)")
+        elif not labels and (found := guess("label", _LABEL, "the label")):
+            labels = (found,)
+        if len(labels) < 2:
+            dimension = dimension or guess("dimension-column", _DIMENSION, "which dimension the label is of")
+    if holds != "texts" and not labels and not annotators:
+        few = [name for name in names if name not in taken and _few_values(sample, name)]
+        hint = f"; these hold few distinct values: {', '.join(shown(name) for name in few)}" if few else ""
+        raise ConfigError(
+            f"{where}: no column is called label, rating or score{hint}; name labels with --label (a dimension each), "
+            f"or with --annotators (a column each). Columns: {listed}"
+        )
+    if asked.annotator and annotators:
+        raise ConfigError("--annotators: is for a column of labels each, so nobody else labels; leave out --annotator")
+    rationale = asked.rationale or guess("rationale", _RATIONALE, "people's own reasons, which no rater sees")
+    rest = [name for name in names if name not in taken and name]
+    varying = _varying(sample, item, rest)
+    if ignored := [name for name in rest if name in varying]:
+        notes.append(f"left out, since they differ between rows of one item: {', '.join(map(shown, ignored))}")
+    rest = [name for name in rest if name not in varying]
+    texts = asked.texts
+    if not texts and holds != "labels":
+        texts = tuple(name for name in rest if _is_text(sample, name))
+        if not texts:
+            raise ConfigError(
+                f"{where}: no column looks like an item's text; name those that a rater sees with --text, or give the "
+                f"file that holds them as --items. Columns: {listed}"
+            )
+        notes.append(f"a rater sees {', '.join(shown(name) for name in texts)} (--text)")
+    metadata = asked.metadata
+    if metadata is None:
+        metadata = tuple(name for name in rest if name not in texts)
+        if metadata:
+            notes.append(f"metadata, which no rater sees: {', '.join(shown(name) for name in metadata)} (--metadata)")
+    found = Columns(item, texts, annotator, labels, annotators, dimension, rationale, metadata, asked.group)
+    if item is None and holds != "both":
+        raise ConfigError(f"{where}: no column is called item_id or id; say with --item what --items is joined by")
+    if item is None:
+        notes.append("no column is the item's id: rows with the same texts are one item (--item)")
+    if annotator is None and not annotators and holds != "texts":
+        notes.append("no column says who labelled: all labels are one person's (--annotator)")
+    return found, notes
+
+
+def pair_of(texts: Sequence[str]) -> tuple[str, str] | None:
+    """Return the two texts that are compared, if names tell: `argument_a` and `argument_b`; None if they do not."""
+    found = []
+    for first, second in _PAIR_ENDS:
+        for name in texts:
+            if not (match := re.fullmatch(rf"(.*?)([ _.-]?)({first})", name, re.IGNORECASE)):
+                continue
+            other = [text for text in texts if text.casefold() == f"{match[1]}{match[2]}{second}".casefold()]
+            if other and (match[1] or first in ("left", "first")):
+                found.append((name, other[0]))
+    return found[0] if len(found) == 1 else None
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.casefold())
+
+
+def _wide(names: Sequence[str], taken: set[str]) -> tuple[str, ...]:
+    """Return columns that are numbered labels of one kind: `rater_1`, `rater_2`; none if several kinds are."""
+    by_kind: dict[str, list[str]] = {}
+    for name in names:
+        if name not in taken and (match := _WIDE.fullmatch(name.casefold())):
+            by_kind.setdefault(match[1], []).append(name)
+    found = [columns for columns in by_kind.values() if len(columns) > 1]
+    return tuple(found[0]) if len(found) == 1 else ()
+
+
+def _values(sample: Sequence[Row], name: str) -> list[Any]:
+    return [value for _, values in sample if not is_missing(value := values.get(name))]
+
+
+def _few_values(sample: Sequence[Row], name: str) -> bool:
+    values = [str(value) for value in _values(sample, name)]
+    return 1 < len(set(values)) <= min(12, len(values) - 1)
+
+
+def _is_text(sample: Sequence[Row], name: str) -> bool:
+    values = [value for value in _values(sample, name) if isinstance(value, str | list)]
+    if not values:
+        return False
+    stem = re.sub(r"[ _.-]?(a|b|1|2|left|right)$", "", name.casefold())
+    if _folded(name) in _TEXTS or _folded(stem) in _TEXTS:
+        words = sum(len(str(value).split()) for value in values) / len(values)
+        return words >= _WORDS or _folded(name) in _ALWAYS_TEXTS
+    return sum(len(str(value)) for value in values) / len(values) >= _LONG_TEXT
+
+
+def _varying(sample: Sequence[Row], item: str | None, names: Sequence[str]) -> set[str]:
+    """Return columns whose value is not the same in all rows of an item."""
+    if item is None:
+        return set()
+    first: dict[str, Mapping[str, Any]] = {}
+    found: set[str] = set()
+    for _, values in sample:
+        known = first.setdefault(str(values.get(item)), values)
+        found |= {name for name in names if values.get(name) != known.get(name)}
+    # A text that differs once in a thousand rows is a mistake, to be told as one, and no time or comment.
+    return {name for name in found if not _is_mostly_constant(sample, item, name)}
+
+
+def _is_mostly_constant(sample: Sequence[Row], item: str, name: str) -> bool:
+    by_item: dict[str, set[str]] = {}
+    for _, values in sample:
+        by_item.setdefault(str(values.get(item)), set()).add(str(values.get(name)))
+    several = sum(len(found) > 1 for found in by_item.values())
+    return several * 10 < len(by_item) or (_folded(name) in _TEXTS and several * 2 < len(by_item))
+
+
+def _items(rows: Iterable[Row], columns: Columns, default_dimension: str | None) -> Iterator[SourceItem]:
+    """Yield what each row says."""
+    group = () if columns.group is None or columns.group in columns.texts else (columns.group,)
+    metadata = tuple(dict.fromkeys([*(columns.metadata or ()), *group]))
+    for place, values in rows:
+        inputs = {
+            name: as_text(values[name], f"text {shown(name)}", place)
+            for name in columns.texts
+            if not is_missing(values.get(name))
+        }
+        item_id = None if columns.item is None else as_id(values.get(columns.item), columns.item, place)
+        if columns.texts and not inputs:
+            raise DataError(f"{place}: {' and '.join(map(shown, columns.texts))} blank; fill in or remove the row")
+        kept = {name: values[name] for name in metadata if not is_missing(values.get(name))}
+        yield SourceItem(place, item_id, inputs, kept, _labels(values, columns, default_dimension, place))
+
+
+def _labels(values: Mapping[str, Any], columns: Columns, default: str | None, place: Any) -> list[SourceLabel]:
+    rationale = None if columns.rationale is None else values.get(columns.rationale)
+    reason = None if is_missing(rationale) else str(rationale)
+    if columns.annotators:
+        name = default or "quality"
+        return [SourceLabel(column, name, values.get(column), reason) for column in columns.annotators]
+    who = ONLY_ANNOTATOR
+    if columns.annotator is not None:
+        given = [values.get(column) for column in columns.labels]
+        if is_missing(values.get(columns.annotator)) and all(is_missing(label) for label in given):
+            return []  # an item that nobody has labelled yet
+        who = as_id(values.get(columns.annotator), columns.annotator, place)
+    if columns.dimension is not None:
+        about = as_id(values.get(columns.dimension), columns.dimension, place)
+        return [SourceLabel(who, about, values.get(columns.labels[0]), reason)]
+    names = [default] if default and len(columns.labels) == 1 else columns.labels
+    return [
+        SourceLabel(who, name, values.get(column), reason) for name, column in zip(names, columns.labels, strict=True)
+    ]
+
+
+def texts_of(rows: Iterable[Row], columns: Columns) -> dict[str, SourceItem]:
+    """Return what a file of texts says of each item, by id.
+
+    Args:
+        rows: Of the file.
+        columns: What the user says of item, texts, metadata and group.
+
+    Raises:
+        ConfigError: If item or texts cannot be told.
+        DataError: If an item stands twice.
+    """
+    iterator = iter(rows)
+    sample = list(islice(iterator, SAMPLE_ROWS))
+    names = {name for _, values in sample for name in values}
+    told, _ = tell_columns(
+        sample,
+        Columns(
+            item=columns.item if columns.item in names else None,
+            texts=columns.texts,
+            group=columns.group if columns.group in names else None,
+            metadata=columns.metadata,
+        ),
+        "texts",
+    )
+    found: dict[str, SourceItem] = {}
+    for item in _items(chain(sample, iterator), told, None):
+        assert item.item_id is not None  # or tell_columns had asked for it
+        if item.item_id in found:
+            raise DataError(f"{item.place}: item {shown(item.item_id)} stands twice; give every item its own id")
+        found[item.item_id] = item
+    return found
+
+
+def choose_texts(found: Iterator[SourceItem], asked: Columns, *, guess: bool) -> tuple[Iterator[SourceItem], list[str]]:
+    """Return (items with the texts that a rater sees, what was guessed) of the export of a tool.
+
+    Args:
+        found: Items with all their texts.
+        asked: The texts and metadata that the user names.
+        guess: True to leave texts that look like none to the metadata.
+
+    Raises:
+        ConfigError: If a text that was named is not there.
+    """
+    sample = list(islice(found, SAMPLE_ROWS))
+    rows: list[Row] = [(item.place, {**item.metadata, **item.inputs}) for item in sample]
+    names = list(dict.fromkeys(name for item in sample for name in item.inputs))
+    everything = list(dict.fromkeys(name for _, values in rows for name in values))
+    for name, option in asked.named().items():
+        if name not in everything:
+            listed = ", ".join(map(shown, everything))
+            raise ConfigError(f"{option} {name}: {sample[0].place.file} has no such field; it has {listed}")
+    texts = asked.texts or tuple(name for name in names if not guess or len(names) == 1 or _is_text(rows, name))
+    notes = [] if asked.texts else [f"a rater sees {', '.join(map(shown, texts))} (--text)"]
+    if left := [name for name in names if name not in texts]:
+        notes.append(f"metadata, which no rater sees: {', '.join(map(shown, left))} (--metadata)")
+    return (_with_texts(item, texts, asked) for item in chain(sample, found)), notes
+
+
+def _with_texts(item: SourceItem, texts: tuple[str, ...], asked: Columns) -> SourceItem:
+    values = {**item.metadata, **item.inputs}
+    inputs = {name: as_text(values[name], name, item.place) for name in texts if not is_missing(values.get(name))}
+    if not inputs:
+        raise DataError(f"{item.place}: {' and '.join(map(shown, texts))} blank; fill in or remove the record")
+    kept = [name for name in values if name not in inputs]
+    if asked.metadata is not None:
+        kept = [name for name in kept if name in asked.metadata or name == asked.group]
+    return replace(item, inputs=inputs, metadata={name: values[name] for name in kept})
