@@ -168,7 +168,6 @@ def _understood(options: ImportCorpusOptions) -> Any:
             Limits(options.max_line_megabytes << 20, options.max_megabytes << 20),
         )
     )
-    say(f"{options.source}: read as {reading.format}")
     draft = collect(
         reading.items,
         reading.texts,
@@ -213,7 +212,7 @@ def _guidelines(given: Sequence[str]) -> Mapping[str | None, str]:
 
 def _check_encoding(name: str) -> None:
     try:
-        b"".decode(name)
+        "a".encode(name)
     except LookupError as error:
         raise ConfigError(f"--encoding {name}: is unknown; give such as utf-8, utf-16, cp1252, latin-1") from error
 

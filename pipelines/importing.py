@@ -81,8 +81,8 @@ def understand(
     from raters.importers.label_scales import scale_of
 
     names = list(draft.labels)
-    for option, given in (("--scale", scales), ("--guideline", guidelines)):
-        _check_names(option, given, names)
+    _check_names("--scale", scales, names)
+    _check_names("--guideline", guidelines, names)
     texts = list(dict.fromkeys(text for item in draft.items.values() for text in item.inputs))
     for text in pair or ():
         if text not in texts:
@@ -91,14 +91,14 @@ def understand(
     published, notes, stubs = reading.published, list(reading.notes), []
     dimensions = {}
     for dimension in names:
-        given = scales.get(dimension, scales.get(None))
+        given = scales[dimension] if dimension in scales else scales.get(None)
         if given is None and published is not None:
             given = published.scale_record()
         labelled = [(label.value, label.place) for label in draft.labels[dimension].values()]
         scale, labels, note = scale_of(dimension, labelled, given, compared)
         if note:
             notes.append(f"scale of {dimension}: {scale.type} {scale}, {note}")
-        if (guideline := guidelines.get(dimension, guidelines.get(None))) is None:
+        if (guideline := guidelines[dimension] if dimension in guidelines else guidelines.get(None)) is None:
             if published is not None:
                 guideline = published.guideline(dimension)
             else:
@@ -114,7 +114,9 @@ def understand(
 def _check_names(option: str, given: Mapping[str | None, object], names: Sequence[str]) -> None:
     for dimension in given:
         if dimension is None and len(names) > 1:
-            raise ConfigError(f"{option}: there are several dimensions ({', '.join(names)}); write DIMENSION=… for each")
+            raise ConfigError(
+                f"{option}: there are several dimensions ({', '.join(names)}); write DIMENSION=… for each"
+            )
         if dimension is not None and dimension not in names:
             raise ConfigError(f"{option} {dimension}=…: no such dimension; there is {', '.join(names)}")
 
@@ -122,7 +124,9 @@ def _check_names(option: str, given: Mapping[str | None, object], names: Sequenc
 def _check_pairs(draft: Draft, pair: tuple[str, str]) -> None:
     for item_id, item in draft.items.items():
         if missing := [text for text in pair if text not in item.inputs]:
-            raise DataError(f"{item.place}: item {item_id!r} has no {missing[0]} to compare; fill it in or remove the row")
+            raise DataError(
+                f"{item.place}: item {item_id!r} has no {missing[0]} to compare; fill it in or remove the row"
+            )
 
 
 def _group_path(draft: Draft, column: str) -> str:

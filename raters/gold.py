@@ -156,8 +156,10 @@ def gold_labels(
             raise ConfigError(f"dawid-skene: scale {scale} of {dimension} lists no labels; use mean or median")
         estimates = iter(dawid_skene(items, table.annotators[order], numbers))
 
-        def aggregate(numbers: NDArray[np.float64], scale: AnyScale) -> _Aggregated:
+        def in_turn(numbers: NDArray[np.float64], scale: AnyScale) -> _Aggregated:
             return float(next(estimates)), ""
+
+        aggregate: Callable[[NDArray[np.float64], AnyScale], _Aggregated] = in_turn
     else:
         aggregate = _AGGREGATES[method]
     gold, shares, kept = array("d"), array("d"), array("q")  # a list of a million floats takes four times as much

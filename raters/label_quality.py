@@ -6,7 +6,7 @@ have one label alone, and what each rule for gold labels would leave.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -139,7 +139,7 @@ def _duplicates(
     return {"groups": len(copies), "with_different_labels": len(differing), "listed": listed}
 
 
-def _gold(corpus: Corpus, dimension: Dimension) -> list[Mapping[str, Any]]:
+def _gold(corpus: Corpus, dimension: Dimension) -> list[dict[str, Any]]:
     """Return what each rule for gold labels would leave, as far as the scale has what it needs."""
     found = []
     for method in get_args(GoldMethod):

@@ -83,7 +83,9 @@ def _dimension(dimension: Mapping[str, Any]) -> Markup:
 def _gold(dimension: Mapping[str, Any]) -> Markup:
     rows = [
         (
-            markup("{}{}", each["method"], markup("<small>what stages take by default</small>") if each["default"] else ""),
+            markup(
+                "{}{}", each["method"], markup("<small>what stages take by default</small>") if each["default"] else ""
+            ),
             [
                 f"{each['labels']:,}",
                 "; ".join(f"{count:,} {reason}" for reason, count in each["dropped"].items()) or "none",
@@ -93,7 +95,7 @@ def _gold(dimension: Mapping[str, Any]) -> Markup:
     ]
     return markup(
         "<figure><figcaption><b>Gold labels</b> that each rule would leave.</figcaption>{}</figure>",
-        table(["rule", "items", "without"], rows, kind="flat"),
+        table(["rule", "items", "without"], rows),
     )
 
 

@@ -70,7 +70,9 @@ def _flat(record: Mapping[str, Any], place: Place) -> SourceItem:
                 labels.append(SourceLabel(_user(user, place), question, value))
     known = {name for name in record for question in questions if name.startswith(f"{question}.")}
     rest = {name: value for name, value in record.items() if name not in known and name not in _OWN}
-    inputs = {name: as_text(value, name, place) for name, value in rest.items() if isinstance(value, str | list) and value}
+    inputs = {
+        name: as_text(value, name, place) for name, value in rest.items() if isinstance(value, str | list) and value
+    }
     metadata = {name: value for name, value in rest.items() if name not in inputs and value is not None}
     given = record.get("id")
     return SourceItem(place, None if given is None else as_id(given, "id", place), inputs, metadata, labels)

@@ -145,6 +145,8 @@ def tell_columns(sample: Sequence[Row], asked: Columns, holds: Holds = "both") -
             dimension = dimension or guess("dimension-column", _DIMENSION, "which dimension the label is of")
     if holds != "texts" and not labels and not annotators:
         few = [name for name in names if name not in taken and _few_values(sample, name)]
+        if len(names) == 1:
+            raise ConfigError(f"{where}: has one column, {listed}; say with --delimiter what stands between its cells")
         hint = f"; these hold few distinct values: {', '.join(shown(name) for name in few)}" if few else ""
         raise ConfigError(
             f"{where}: no column is called label, rating or score{hint}; name labels with --label (a dimension each), "
@@ -172,14 +174,14 @@ def tell_columns(sample: Sequence[Row], asked: Columns, holds: Holds = "both") -
         metadata = tuple(name for name in rest if name not in texts)
         if metadata:
             notes.append(f"metadata, which no rater sees: {', '.join(shown(name) for name in metadata)} (--metadata)")
-    found = Columns(item, texts, annotator, labels, annotators, dimension, rationale, metadata, asked.group)
+    told = Columns(item, texts, annotator, labels, annotators, dimension, rationale, metadata, asked.group)
     if item is None and holds != "both":
         raise ConfigError(f"{where}: no column is called item_id or id; say with --item what --items is joined by")
     if item is None:
         notes.append("no column is the item's id: rows with the same texts are one item (--item)")
     if annotator is None and not annotators and holds != "texts":
         notes.append("no column says who labelled: all labels are one person's (--annotator)")
-    return found, notes
+    return told, notes
 
 
 def pair_of(texts: Sequence[str]) -> tuple[str, str] | None:
@@ -225,29 +227,26 @@ def _is_text(sample: Sequence[Row], name: str) -> bool:
     stem = re.sub(r"[ _.-]?(a|b|1|2|left|right)$", "", name.casefold())
     if _folded(name) in _TEXTS or _folded(stem) in _TEXTS:
         words = sum(len(str(value).split()) for value in values) / len(values)
-        return words >= _WORDS or _folded(name) in _ALWAYS_TEXTS
+        return words >= _WORDS or stem != name.casefold() or _folded(name) in _ALWAYS_TEXTS
     return sum(len(str(value)) for value in values) / len(values) >= _LONG_TEXT
 
 
 def _varying(sample: Sequence[Row], item: str | None, names: Sequence[str]) -> set[str]:
-    """Return columns whose value is not the same in all rows of an item."""
-    if item is None:
-        return set()
-    first: dict[str, Mapping[str, Any]] = {}
-    found: set[str] = set()
-    for _, values in sample:
-        known = first.setdefault(str(values.get(item)), values)
-        found |= {name for name in names if values.get(name) != known.get(name)}
-    # A text that differs once in a thousand rows is a mistake, to be told as one, and no time or comment.
-    return {name for name in found if not _is_mostly_constant(sample, item, name)}
+    """Return columns that say something of the row and not of its item: a time, an annotator's comment.
 
-
-def _is_mostly_constant(sample: Sequence[Row], item: str, name: str) -> bool:
-    by_item: dict[str, set[str]] = {}
+    A text that differs in a row or two is a mistake, to be told as one.
+    """
+    rows: dict[str, list[Mapping[str, Any]]] = {}
     for _, values in sample:
-        by_item.setdefault(str(values.get(item)), set()).add(str(values.get(name)))
-    several = sum(len(found) > 1 for found in by_item.values())
-    return several * 10 < len(by_item) or (_folded(name) in _TEXTS and several * 2 < len(by_item))
+        rows.setdefault(str(values.get(item)), []).append(values)
+    several = [found for found in rows.values() if len(found) > 1] if item is not None else []
+    varying = set()
+    for name in names:
+        differing = sum(any(values.get(name) != found[0].get(name) for values in found) for found in several)
+        is_text = _folded(name) in _TEXTS
+        if differing > (0.5 if is_text else 0.1) * len(several) and (differing > 2 or not is_text):
+            varying.add(name)
+    return varying - {name for name in names if _folded(name) in _ALWAYS_TEXTS}
 
 
 def _items(rows: Iterable[Row], columns: Columns, default_dimension: str | None) -> Iterator[SourceItem]:

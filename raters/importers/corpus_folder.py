@@ -1,4 +1,4 @@
-"""Write what was understood as a corpus: to a folder beside the one that is wanted, and moved when all of it is there."""
+"""Write what was understood as a corpus: to a folder beside the one that is wanted, moved when all of it is there."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ def write_corpus(
     if group_by is not None:
         settings["group_by"] = group_by
     settings["dimensions"] = {
-        name: {"scale": {"type": dimension.scale.type, **dimension.scale.model_dump(mode="json")}, "guideline": files[name]}
+        name: {
+            "scale": {"type": dimension.scale.type, **dimension.scale.model_dump(mode="json")},
+            "guideline": files[name],
+        }
         for name, dimension in dimensions.items()
     }
     (folder / "guidelines").mkdir()
@@ -95,7 +98,9 @@ def _items(draft: Draft, group_by: str | None) -> Iterator[bytes]:
     for item_id, item in draft.items.items():
         metadata = {name: _plain(value) for name, value in item.metadata.items()}
         if group_by is not None and (item.inputs if field == "inputs" else metadata).get(group) is None:
-            raise DataError(f"{item.place}: item {shown(item_id)} has no {group} to group by; fill it in, or leave out --group-by")  # noqa: E501
+            raise DataError(
+                f"{item.place}: item {shown(item_id)} has no {group} to group by; fill it in, or leave out --group-by"
+            )
         yield to_line({"item_id": item_id, "inputs": item.inputs, "metadata": metadata})
 
 
@@ -151,7 +156,9 @@ def aggregate(folder: Path, corpus: Corpus, method: ImportGold) -> dict[str, dic
     ]
     if not lines:
         raise DataError(f"--gold {method}: leaves no item a label; give another, or per-annotator")
-    items = [to_line(record) for place, (_, _, record) in enumerate(read_lines(folder / "items.jsonl")) if place in kept]
+    items = [
+        to_line(record) for place, (_, _, record) in enumerate(read_lines(folder / "items.jsonl")) if place in kept
+    ]
     write_atomically(folder / "items.jsonl", items)
     write_atomically(folder / "annotations.jsonl", lines)
     return {name: dict(table.dropped) for name, table in gold.items()}
@@ -165,8 +172,8 @@ def scratch_folder(out: Path | None) -> Iterator[Path]:
         ConfigError: If another process is importing to the same place, or nothing can be written there.
     """
     if out is None:
-        with tempfile.TemporaryDirectory(prefix="judgeseye-") as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="judgeseye-") as temporary:
+            yield Path(temporary)
         return
     folder = out.parent / f".{out.name}.importing"
     try:

@@ -38,7 +38,9 @@ def doccano_items(rows: Iterator[Row], annotator: str, dimension: str) -> Iterat
     for place, record in rows:
         found = _labels_of(record)
         if not is_doccano(record) or not isinstance(found, list):
-            raise DataError(f"{place}: has no text with a list of labels; export as JSONL from a classification project")
+            raise DataError(
+                f"{place}: has no text with a list of labels; export as JSONL from a classification project"
+            )
         if any(isinstance(label, list | dict) for label in found):
             raise DataError(f"{place}: label {shown(found[0])} is of a part of the text; items are labelled as wholes")
         text = as_text(record.get("text", record.get("data")), "text", place)

@@ -86,12 +86,16 @@ def collect(
         DataError: If the source contradicts itself, or a text cannot be written.
     """
     draft = Draft()
+    where = "the source"
     for one in found:
+        where = one.place.file
         _check_texts(one)
         item_id = one.item_id if one.item_id is not None else _id_of(one.inputs)
         if texts is not None:
             if item_id not in texts:
-                raise DataError(f"{one.place}: item {shown(item_id)} is not in --items; add it there, or remove the row")
+                raise DataError(
+                    f"{one.place}: item {shown(item_id)} is not in --items; add it there, or remove the row"
+                )
             source = texts[item_id]
             one = SourceItem(one.place, item_id, source.inputs, {**source.metadata, **one.metadata}, one.labels)
         _add_item(draft, item_id, one)
@@ -107,7 +111,7 @@ def collect(
     if not draft.num_labels:
         known = ", ".join(sorted(draft.missing)) or "none"
         wanted = f" on {', '.join(dimensions)} (there is: {known})" if dimensions else ""
-        raise DataError(f"the source holds no label{wanted}; give another --label, or --missing without what means one")
+        raise DataError(f"{where}: holds no label{wanted}; give another --label, or --missing without what means one")
     names = list(dict.fromkeys(name for item in draft.items.values() for name in item.inputs))
     for item in draft.items.values():
         draft.blank_texts.update(name for name in names if name not in item.inputs)
@@ -121,9 +125,7 @@ def _add_item(draft: Draft, item_id: str, one: SourceItem) -> None:
         draft.items[item_id] = DraftItem(dict(one.inputs), dict(one.metadata), one.place)
         return
     if known.inputs != one.inputs:
-        name = next(
-            name for name in {**known.inputs, **one.inputs} if known.inputs.get(name) != one.inputs.get(name)
-        )
+        name = next(name for name in {**known.inputs, **one.inputs} if known.inputs.get(name) != one.inputs.get(name))
         raise DataError(
             f"{one.place}: item {shown(item_id)} has {name} {shown(one.inputs.get(name))}, in {known.place.unit} "
             f"{known.place.number} it was {shown(known.inputs.get(name))}; give every item its own id, or leave the "

@@ -31,7 +31,7 @@ TOOLS = {
 """How a record of each tool is known; tried in this order."""
 
 FORMATS = ("table", *TOOLS, *(each.name for each in PUBLISHED))
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)

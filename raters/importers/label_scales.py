@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from raters.corpus_files import first_problem
 from raters.importers.source_items import Place, is_formula
 from raters.records import ConfigError, DataError, Label, shown
-from raters.scales import SCALE_ADAPTER, AnyScale, OrdinalScale
+from raters.scales import SCALE_ADAPTER, AnyScale
 
 Labelled = tuple[object, Place]
 """A label as it stands in the source, and where."""
@@ -75,7 +75,9 @@ def parse_scale(text: str) -> dict[str, Any]:
     elif match := _RANGE.fullmatch(text.removeprefix("ordinal:")):
         low, high = int(match[1]), int(match[2])
         if not 0 < high - low <= 1000:
-            raise ConfigError(f"--scale {text}: goes from {low} to {high}; give the lower end first, at most 1000 steps")
+            raise ConfigError(
+                f"--scale {text}: goes from {low} to {high}; give the lower end first, at most 1000 steps"
+            )
         return {"type": "ordinal", "labels": list(range(low, high + 1))}
     elif kind == "interval" and (ends := re.fullmatch(r"\s*(\S+?)\.\.(\S+?)\s*", rest)):
         low_end, high_end = _number(ends[1]), _number(ends[2])
@@ -119,8 +121,8 @@ def scale_of(
         scale = _validated(record, f"--scale of {dimension}", ConfigError)
         return scale, _on(scale, values, labels, dimension), ""
     numbers = [_number(value) if isinstance(value, str) else value for value in values]
-    if pair is not None and (record := _pairwise(values, pair)):
-        scale = _validated(record, f"labels of {dimension}", DataError)
+    if pair is not None and (compared := _pairwise(values, pair)):
+        scale = _validated(compared, f"labels of {dimension}", DataError)
         first, second = scale.labels[:2]  # type: ignore[union-attr]
         return scale, _on(scale, values, labels, dimension), f"{first} is for {pair[0]}, {second} for {pair[1]}"
     if all(number is not None for number in numbers):
@@ -148,7 +150,11 @@ def _plain(value: object, dimension: str, place: Place) -> int | float | str:
         text = " ".join(value.split())
         if is_formula(text):
             raise DataError(
-                f"{place}: label {shown(text)} of {dimension} is a formula of a spreadsheet; export values, not formulas"
+                f"{place}: label {shown(text)} of {dimension} is a formula of a spreadsheet; export values instead"
+            )
+        if "<" in text or ">" in text:
+            raise DataError(
+                f"{place}: label {shown(text)} of {dimension} holds < or >, which mark verdicts in answers; rename it"
             )
         return text
     what = "holds several labels" if isinstance(value, list) else "is neither text nor number"
@@ -220,7 +226,10 @@ def _of_texts(texts: Sequence[str], dimension: str, place: Place) -> tuple[dict[
         if len(folded) > 2 and set(folded) <= set(order):
             labels = [folded[word] for word in order if word in folded]
             return {"type": "ordinal", "labels": labels}, "guessed: words of a known order (--scale if it is another)"
-    return {"type": "nominal", "labels": distinct}, "guessed: texts without an order (--scale ordinal:… if they have one)"
+    return {
+        "type": "nominal",
+        "labels": distinct,
+    }, "guessed: texts without an order (--scale ordinal:… if they have one)"
 
 
 def _pairwise(values: Sequence[int | float | str], pair: tuple[str, str]) -> dict[str, Any] | None:
@@ -272,10 +281,11 @@ def _on(scale: AnyScale, values: Sequence[object], labels: Sequence[Labelled], d
         if key not in cache:
             label = scale.parse(str(value))
             if label is None:
-                kind = "labels" if isinstance(scale, OrdinalScale) else "scale"
+                number = _number(value) if isinstance(value, str) else None
+                said = shown(value if number is None else number)
                 raise DataError(
-                    f"{place}: label {shown(value)} is not on the {kind} {scale} of {dimension}; mend it, give a wider "
-                    "--scale, or list it in --missing"
+                    f"{place}: label {said} is not on scale {scale} of {dimension}; mend it, give a wider --scale, or "
+                    "list it in --missing"
                 )
             cache[key] = label
         found.append(cache[key])

@@ -43,7 +43,7 @@ def label_studio_items(rows: Iterator[Row]) -> Iterator[SourceItem]:
                 labels += _labels(annotation, place)
         inputs, metadata = {}, {}
         for name, value in task["data"].items():
-            if isinstance(value, str) and value.strip() or isinstance(value, list):
+            if (isinstance(value, str) and value.strip()) or isinstance(value, list):
                 inputs[name] = as_text(value, f"text {shown(name)}", place)
             elif value is not None:
                 metadata[name] = value

@@ -1,4 +1,4 @@
-"""Potato's annotations: `annotated_instances.jsonl` and `user_state.json` in a folder for each user, or its JSONL export.
+"""Potato's annotations: `annotated_instances.jsonl` or `user_state.json` in a folder a user, or its JSONL export.
 
 Source: example projects, `docs/data-export/export_formats.md` and `tabular_exporter.py` of potato. The newer forms
 hold no texts, which then come from the project's data file (`--items`).

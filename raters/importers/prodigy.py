@@ -17,7 +17,9 @@ _ANSWERS = ("accept", "reject", "ignore")
 
 def is_prodigy(record: Mapping[str, Any]) -> bool:
     """Return True for an answered task."""
-    return record.get("answer") in _ANSWERS and any(name in record for name in ("_input_hash", "_task_hash", "_view_id"))
+    return record.get("answer") in _ANSWERS and any(
+        name in record for name in ("_input_hash", "_task_hash", "_view_id")
+    )
 
 
 def prodigy_items(rows: Iterator[Row], dimension: str) -> Iterator[SourceItem]:
@@ -52,5 +54,6 @@ def prodigy_items(rows: Iterator[Row], dimension: str) -> Iterator[SourceItem]:
         else:
             raise DataError(f"{place}: has neither options nor a label; spans and free texts are no labels of an item")
         given = task.get("_input_hash")
-        yield SourceItem(place, None if given is None else as_id(given, "_input_hash", place), inputs,
-                         dict(task.get("meta") or {}), [SourceLabel(as_id(who, "annotator", place), name, label)])  # fmt: skip
+        labels = [SourceLabel(as_id(who, "annotator", place), name, label)]
+        item_id = None if given is None else as_id(given, "_input_hash", place)
+        yield SourceItem(place, item_id, inputs, dict(task.get("meta") or {}), labels)

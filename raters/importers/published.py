@@ -92,7 +92,9 @@ def _hanna_labels(source: Published, row: Mapping[str, Any], place: Place) -> It
 
 def _summeval_item(row: Mapping[str, Any], place: Place) -> tuple[str, dict[str, str], dict[str, Any]]:
     if "text" not in row:
-        raise DataError(f"{place}: has no article; pair the annotations with the articles first, as their owners describe")
+        raise DataError(
+            f"{place}: has no article; pair the annotations with the articles first, as their owners describe"
+        )
     inputs = {"article": _text(row, "text", place), "summary": _text(row, "decoded", place)}
     document, model = as_id(row["id"], "id", place), as_id(row["model_id"], "model_id", place)
     return f"{document}-{model}", inputs, {"document": document, "model": model}

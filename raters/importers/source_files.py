@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from raters.journal import Record, parse_line
 from raters.records import DataError, shown
@@ -26,11 +26,7 @@ from raters.records import DataError, shown
 TABLES = ("csv", "tsv", "jsonl", "ndjson", "json", "parquet")
 """Suffixes of what can be read, behind those of packing."""
 
-PACKED: dict[str, Callable[[Path], IO[bytes]]] = {
-    "gz": lambda path: cast(IO[bytes], gzip.open(path)),
-    "bz2": lambda path: cast(IO[bytes], bz2.open(path)),
-    "xz": lambda path: cast(IO[bytes], lzma.open(path)),
-}
+PACKED: dict[str, Callable[[Path], Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 _UNPACKING_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, gzip.BadGzipFile, NotImplementedError)
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _CHUNK = 1 << 20
@@ -262,7 +258,7 @@ def _files_of(path: Path, root: Path, limits: Limits) -> list[SourceFile]:
         return _members(path, limits)
     packed = last in PACKED
     suffix = (suffixes[-2] if len(suffixes) > 1 else "") if packed else last
-    opener = partial(PACKED[last], path) if packed else partial(path.open, "rb")
+    opener: Callable[[], Any] = partial(PACKED[last], path) if packed else partial(path.open, "rb")
     return [SourceFile(str(path), path, suffix, _parts(path.relative_to(root)), opener, limits)]
 
 

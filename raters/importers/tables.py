@@ -50,25 +50,33 @@ def _csv_rows(file: SourceFile, encoding: str | None, delimiter: str | None, quo
     between = delimiter or ("\t" if file.suffix == "tsv" else _delimiter(first))
     # A bound on one cell: a quote that is never closed would take the rest of the file for one.
     csv.field_size_limit(file.limits.line_bytes)
-    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    reader = csv.reader(_with(first, lines), delimiter=between, quoting=quoting, strict=True)
+    reader = csv.reader(
+        _with(first, lines),
+        delimiter=between,
+        quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+        strict=True,
+    )
     row = 0
     columns: list[str] | None = None
+    found = False
     try:
         for cells in reader:
             row += 1
             if columns is None:
-                columns = _header(cells, file.name)
+                columns = _header(cells, file.name) if cells else None
             elif cells:
                 if len(cells) != len(columns):
                     raise DataError(
                         f"{file.name} row {row}{_line(row, reader.line_num)}: has {_cells(len(cells))}, the header "
                         f"{len(columns)}; put quotes around a cell that holds {shown(between)} or a line break"
                     )
+                found = True
                 yield Place(file.name, "row", row), dict(zip(columns, cells, strict=True))
     except csv.Error as error:
         raise DataError(f"{file.name} row {row + 1}{_line(row + 1, reader.line_num)}: {_problem(error)}") from error
-    if columns is None or row < 2:
+    if columns is None:
+        raise DataError(f"{file.name}: is empty; export it again")
+    if not found:
         raise DataError(f"{file.name}: holds no row below its header; export it again")
 
 
@@ -174,13 +182,14 @@ def dataset_rows(name: str, subset: str | None, split: str | None) -> Iterator[R
     except ImportError as error:
         raise ConfigError(f"{name}: a data set needs datasets; pip install -e '.[datasets]'") from error
     try:
-        if Path(name).is_dir():
-            loaded = datasets.load_from_disk(name)
-        else:
-            loaded = datasets.load_dataset(name, subset)
+        saved = Path(name).is_dir()
+        loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, subset)
     except Exception as error:  # whatever a hub, a network or a file can do
         problem = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DataError(f"{name}: cannot be loaded ({problem}); check the name, or give --subset") from error
+        raise DataError(
+            f"{name}: no such file, and no data set of that id that can be loaded ({problem}); check the name, or give "
+            "--subset"
+        ) from error
     parts = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
     if split is not None and split not in parts:
         raise DataError(f"{name}: has no split {shown(split)}; give one of {', '.join(parts)}")
