@@ -18,7 +18,7 @@ from raters.importers.prodigy import is_prodigy, prodigy_items
 from raters.importers.published import PUBLISHED, Published, published_as
 from raters.importers.source_files import PACKED, TABLES, Limits, SourceFile, source_files
 from raters.importers.source_items import SourceItem
-from raters.importers.tables import Row, dataset_rows, is_saved_dataset, table_rows
+from raters.importers.tables import Row, dataset_rows, is_saved_dataset, table_columns, table_rows
 from raters.records import ConfigError, DataError
 
 TOOLS = {
@@ -103,15 +103,17 @@ def read_source(source: Source) -> Reading:
     if source.subset or source.split:
         raise ConfigError("--subset, --split: are for a data set of Hugging Face; leave them out")
     files = _telling(source_files(path, source.limits))
+    if files[0].suffix in ("csv", "tsv"):
+        # Before any row is read: a data set may have quotes that quote nothing.
+        columns = table_columns(files[0], source.encoding, source.delimiter)
+        known = _published(source.format) if source.format else published_as(dict.fromkeys(columns))
+        source = replace(source, quotes=source.quotes and (known is None or known.quotes))
     tables = [_rows(source, file) for file in files]
     first, tables[0] = _peek(tables[0], source.name)
     kind = source.format or _format_of(first)
     paths = list(dict.fromkeys(file.path for file in files))
     if kind in TOOLS:
         return _read_tool(source, kind, paths, first, list(zip(_people(kind, files), tables, strict=True)))
-    known = next((each for each in PUBLISHED if each.name == kind), None)
-    if known is not None and not known.quotes:
-        tables = [_rows(replace(source, quotes=False), file) for file in files]
     return _read_rows(replace(source, format=kind), paths, chain.from_iterable(tables))
 
 
@@ -151,6 +153,10 @@ def _all_rows(source: Source, files: Sequence[SourceFile]) -> Iterator[Row]:
     return chain.from_iterable(_rows(source, file) for file in files)
 
 
+def _published(name: str) -> Published | None:
+    return next((each for each in PUBLISHED if each.name == name), None)
+
+
 def _format_of(record: Mapping[str, Any]) -> str:
     """Return the format that a record is of; `table` if nothing speaks for another."""
     if (known := published_as(record)) is not None:
@@ -164,7 +170,7 @@ def _read_rows(source: Source, paths: Sequence[Path], rows: Iterator[Row]) -> Re
     kind = source.format or _format_of(first)
     if kind in TOOLS:  # written by a tool with `datasets`
         return _read_tool(source, kind, paths, first, [(ONLY_ANNOTATOR, rows)])
-    published = next((each for each in PUBLISHED if each.name == kind), None)
+    published = _published(kind)
     if published is not None:
         if source.items or source.columns.named():
             raise ConfigError(

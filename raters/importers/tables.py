@@ -44,10 +44,24 @@ def table_rows(
     return ((Place(file.name, "line", number), record) for number, record in file.records())
 
 
+def table_columns(file: SourceFile, encoding: str | None, delimiter: str | None) -> list[str]:
+    """Return the names in the header of a CSV or TSV file; none if it cannot be read."""
+    first = next(file.text_lines(encoding))
+    try:
+        cells = next(csv.reader([first], delimiter=delimiter or _between(file, first)), [])
+    except csv.Error:
+        return []
+    return [" ".join(cell.split()) for cell in cells]
+
+
+def _between(file: SourceFile, header: str) -> str:
+    return "\t" if file.suffix == "tsv" else _delimiter(header)
+
+
 def _csv_rows(file: SourceFile, encoding: str | None, delimiter: str | None, quotes: bool) -> Iterator[Row]:
     lines = file.text_lines(encoding)
     first = next(lines)
-    between = delimiter or ("\t" if file.suffix == "tsv" else _delimiter(first))
+    between = delimiter or _between(file, first)
     # A bound on one cell: a quote that is never closed would take the rest of the file for one.
     csv.field_size_limit(file.limits.line_bytes)
     reader = csv.reader(
