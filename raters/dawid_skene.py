@@ -5,6 +5,8 @@ Source: Dawid and Skene 1979, Applied Statistics 28(1); crowd-kit's `DawidSkene`
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,5 +36,7 @@ def dawid_skene(
     except ImportError as error:
         raise ConfigError("dawid-skene: needs crowd-kit; pip install -e '.[dawid-skene]'") from error
     table = pandas.DataFrame({"task": items, "worker": annotators, "label": numbers})
-    found = DawidSkene(n_iter=_ITERATIONS).fit_predict(table)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what crowd-kit does in pandas's older ways is nothing that a user can mend
+        found = DawidSkene(n_iter=_ITERATIONS).fit_predict(table)
     return np.asarray(found.sort_index().to_numpy(), np.float64)
