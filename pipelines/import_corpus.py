@@ -40,7 +40,9 @@ class ImportCorpusOptions(StageOptions):
         "auto", description="what the source is; told from its first record by itself"
     )  # fmt: skip
     name: str | None = Field(None, description="of the corpus (default: that of --out, or of the source)")
-    item: str | None = Field(None, description="column of the item's id; without one, the same texts are one item")
+    item: str | None = Field(
+        None, description="column of the item's id; - for none, so that the same texts are one item"
+    )
     text: tuple[str, ...] = Field((), description="columns or fields that a rater sees")
     annotator: str | None = Field(None, description="column of who labelled")
     label: tuple[str, ...] = Field((), description="column of the label, or several, a dimension each")
@@ -128,7 +130,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _understood(options: ImportCorpusOptions) -> Any:
     """Read the source and return it as it is understood; only its items and labels stay in memory."""
-    from pipelines.importing import understand
+    from pipelines.importing import counted, understand
     from raters.importers.columns import Columns
     from raters.importers.draft import collect
     from raters.importers.formats import Source, read_source
@@ -149,7 +151,7 @@ def _understood(options: ImportCorpusOptions) -> Any:
             None if options.format == "auto" else options.format,
             Columns(
                 options.item,
-                options.text or options.pair,
+                options.text,
                 options.annotator,
                 options.label,
                 options.annotators,
@@ -157,6 +159,7 @@ def _understood(options: ImportCorpusOptions) -> Any:
                 options.rationale,
                 options.metadata or None,
                 options.group_by,
+                options.pair,
             ),
             options.dimension[0] if len(options.dimension) == 1 else None,
             options.items,
@@ -169,7 +172,7 @@ def _understood(options: ImportCorpusOptions) -> Any:
         )
     )
     draft = collect(
-        reading.items,
+        counted(reading.items),
         reading.texts,
         missing=frozenset(value.strip().casefold() for value in options.missing),
         duplicates=options.duplicates,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.screen import percent, printable
+from pipelines.screen import percent, printable, say
 from raters.records import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from raters.importers.corpus_folder import DraftDimension
     from raters.importers.draft import Draft
     from raters.importers.formats import Reading
+    from raters.importers.source_items import SourceItem
 
+_SAY_SECONDS = 10.0
 _SHOWN_ANNOTATORS = 8
 _STUB = """\
 # {name}
@@ -111,6 +114,16 @@ def understand(
     return Understood(name, path, reading, draft, dimensions, notes, stubs)
 
 
+def counted(items: Iterator[SourceItem]) -> Iterator[SourceItem]:
+    """Yield items, and say every ten seconds how many rows were read."""
+    due = time.monotonic() + _SAY_SECONDS
+    for number, item in enumerate(items, start=1):
+        yield item
+        if number % 1000 == 0 and time.monotonic() > due:
+            say(f"{number:,} rows read")
+            due = time.monotonic() + _SAY_SECONDS
+
+
 def _check_names(option: str, given: Mapping[str | None, object], names: Sequence[str]) -> None:
     for dimension in given:
         if dimension is None and len(names) > 1:
@@ -166,6 +179,9 @@ def build(folder: Path, understood: Understood, gold: ImportGold) -> tuple[Corpu
     write_corpus(folder, understood.name, understood.group_by, understood.draft, understood.dimensions)
     corpus = load_corpus(folder)
     quality = label_quality(corpus)
+    notes = list(understood.notes)
+    if (item := understood.reading.columns.item) and 2 * quality["duplicates"] > quality["items"]:
+        notes.append(f"most items share their texts: if {item} numbers rows and not items, give --item another column")
     without: dict[str, dict[str, int]] = {}
     if gold != "per-annotator":
         without = aggregate(folder, corpus, gold)
@@ -178,7 +194,7 @@ def build(folder: Path, understood: Understood, gold: ImportGold) -> tuple[Corpu
         "without_gold": without,
         "written": {"items": len(corpus.item_ids), "labels": _count_labels(corpus)},
         "facts": list(facts(understood, gold, without, corpus)),
-        "notes": list(understood.notes),
+        "notes": notes,
         "stubs": list(understood.stubs),
         "quality": quality,
     }

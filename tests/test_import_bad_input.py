@@ -190,7 +190,7 @@ def test_there_are_forty_of_them() -> None:
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
 def test_a_malformed_source_is_one_line(bad: Bad, run: Run, tmp_path: Path) -> None:
     (tmp_path / bad.file).write_bytes(bad.bytes())
-    refused_line(run, tmp_path, bad.file, "--out", "corpus", *bad.flags, names=bad.says)
+    refused_line(run, tmp_path, bad.file, "--out", "new/corpus", *bad.flags, names=bad.says)
     refused_line(run, tmp_path, bad.file, "--dry-run", *bad.flags, names=bad.says)
 
 

@@ -172,7 +172,7 @@ def test_pairs(run: Run, tmp_path: Path) -> None:
             json.dumps(
                 {
                     "pair_id": p,
-                    "question": "Why?",
+                    "question": "Why so?",
                     "reply_a": f"First of {p}.",
                     "reply_b": "Second.",
                     "user": u,
@@ -190,6 +190,10 @@ def test_pairs(run: Run, tmp_path: Path) -> None:
     (tmp_path / "left.csv").write_text("id,left,right,rating\n1,One text.,Another.,one\n2,Third text.,Fourth.,two\n")
     run("left.csv", "--pair", "left", "right", "--scale", "pairwise:one,two", "--out", "named")
     assert scale(tmp_path / "named", "rating")["fields"] == ["left", "right"]
+    assert read(tmp_path / "corpus" / "items.jsonl")[0]["inputs"]["question"] == "Why so?"
+    run("pairs.jsonl", "--pair", "reply_b", "reply_a", "--scale", "pairwise:B,A,tie", "--out", "exchanged")
+    assert scale(tmp_path / "exchanged", "label")["fields"] == ["reply_b", "reply_a"]
+    assert "question" in read(tmp_path / "exchanged" / "items.jsonl")[0]["inputs"]
 
 
 def test_rationales_stay_apart(run: Run, tmp_path: Path) -> None:
@@ -208,6 +212,11 @@ def test_without_ids_the_same_texts_are_one_item(run: Run, tmp_path: Path) -> No
     assert [item["inputs"]["text"] for item in items] == ["Same text.", "Other text."]
     assert len(said(tmp_path / "corpus")) == 3
     assert "rows with the same texts are one item" in printed
+    (tmp_path / "x.csv").write_text("id,text,worker,score\n1,Same text.,a,1\n2,Same text.,b,2\n3,Other text.,a,2\n")
+    printed = run("x.csv", "--out", "rows").out
+    assert "if id numbers rows and not items" in printed
+    run("x.csv", "--item", "-", "--out", "texts")
+    assert len(read(tmp_path / "texts" / "items.jsonl")) == 2
 
 
 @pytest.mark.parametrize(("choice", "label"), [("first", 1), ("last", 3)])

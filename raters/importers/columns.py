@@ -40,6 +40,8 @@ _TEXTS = frozenset(
 _ALWAYS_TEXTS = frozenset("text sentence content response".split())
 _PAIR_ENDS = (("a", "b"), ("1", "2"), ("left", "right"), ("first", "second"))
 _WIDE = re.compile(r"(annotator|rater|worker|coder|judge|label|score|rating|expert|annot|ann)[ _.-]?(\d{1,3}|[a-z])$")
+BY_TEXT = "-"
+"""As the column of the item's id: there is none, whatever names say."""
 _LONG_TEXT = 30
 """Characters on average: from there on a column of texts is one that a rater may need."""
 _WORDS = 1.5
@@ -60,6 +62,7 @@ class Columns:
         rationale: People's own reasons.
         metadata: What else is kept, unseen by raters; None for all that is left.
         group: What items of one group share.
+        pair: The two texts that are compared.
     """
 
     item: str | None = None
@@ -71,15 +74,16 @@ class Columns:
     rationale: str | None = None
     metadata: tuple[str, ...] | None = None
     group: str | None = None
+    pair: tuple[str, ...] = ()
 
     def named(self) -> dict[str, str]:
         """Return each column that is named, with the option that names it."""
         single = {"item": self.item, "annotator": self.annotator, "dimension-column": self.dimension,
                   "rationale": self.rationale, "group-by": self.group}  # fmt: skip
-        several = {"text": self.texts, "label": self.labels, "annotators": self.annotators,
+        several = {"pair": self.pair, "text": self.texts, "label": self.labels, "annotators": self.annotators,
                    "metadata": self.metadata or ()}  # fmt: skip
         found = {column: f"--{option}" for option, columns in several.items() for column in columns}
-        return found | {column: f"--{option}" for option, column in single.items() if column is not None}
+        return found | {column: f"--{option}" for option, column in single.items() if column not in (None, BY_TEXT)}
 
 
 def read_table(
@@ -114,7 +118,7 @@ def tell_columns(sample: Sequence[Row], asked: Columns, holds: Holds = "both") -
         if name not in names:
             raise ConfigError(f"{option} {name}: {where} has no such column; it has {listed}")
     notes: list[str] = []
-    taken = {name for name, option in asked.named().items() if option != "--group-by"}
+    taken = {name for name, option in asked.named().items() if option not in ("--group-by", "--pair")}
 
     def guess(option: str, tiers: Sequence[str | tuple[str, ...]], what: str) -> str | None:
         for tier in tiers:
@@ -129,7 +133,7 @@ def tell_columns(sample: Sequence[Row], asked: Columns, holds: Holds = "both") -
                 return found[0]
         return None
 
-    item = asked.item or guess("item", _ITEM, "the item's id")
+    item = None if asked.item == BY_TEXT else asked.item or guess("item", _ITEM, "the item's id")
     labels, annotators = asked.labels, asked.annotators
     annotator = asked.annotator
     dimension = asked.dimension
@@ -162,7 +166,7 @@ def tell_columns(sample: Sequence[Row], asked: Columns, holds: Holds = "both") -
     rest = [name for name in rest if name not in varying]
     texts = asked.texts
     if not texts and holds != "labels":
-        texts = tuple(name for name in rest if _is_text(sample, name))
+        texts = tuple(name for name in rest if name in asked.pair or _is_text(sample, name))
         if not texts:
             raise ConfigError(
                 f"{where}: no column looks like an item's text; name those that a rater sees with --text, or give the "
@@ -174,7 +178,7 @@ def tell_columns(sample: Sequence[Row], asked: Columns, holds: Holds = "both") -
         metadata = tuple(name for name in rest if name not in texts)
         if metadata:
             notes.append(f"metadata, which no rater sees: {', '.join(shown(name) for name in metadata)} (--metadata)")
-    told = Columns(item, texts, annotator, labels, annotators, dimension, rationale, metadata, asked.group)
+    told = Columns(item, texts, annotator, labels, annotators, dimension, rationale, metadata, asked.group, asked.pair)
     if item is None and holds != "both":
         raise ConfigError(f"{where}: no column is called item_id or id; say with --item what --items is joined by")
     if item is None:
@@ -308,6 +312,7 @@ def texts_of(rows: Iterable[Row], columns: Columns) -> dict[str, SourceItem]:
             texts=columns.texts,
             group=columns.group if columns.group in names else None,
             metadata=columns.metadata,
+            pair=columns.pair,
         ),
         "texts",
     )
@@ -339,7 +344,9 @@ def choose_texts(found: Iterator[SourceItem], asked: Columns, *, guess: bool) ->
         if name not in everything:
             listed = ", ".join(map(shown, everything))
             raise ConfigError(f"{option} {name}: {sample[0].place.file} has no such field; it has {listed}")
-    texts = asked.texts or tuple(name for name in names if not guess or len(names) == 1 or _is_text(rows, name))
+    texts = asked.texts or tuple(
+        name for name in names if not guess or len(names) == 1 or name in asked.pair or _is_text(rows, name)
+    )
     notes = [] if asked.texts else [f"a rater sees {', '.join(map(shown, texts))} (--text)"]
     if left := [name for name in names if name not in texts]:
         notes.append(f"metadata, which no rater sees: {', '.join(map(shown, left))} (--metadata)")

@@ -140,7 +140,10 @@ def aggregate(folder: Path, corpus: Corpus, method: ImportGold) -> dict[str, dic
     Raises:
         ConfigError: If the method does not go with a scale.
     """
-    gold = {name: gold_labels(corpus, name, method) for name in corpus.dimensions}
+    try:
+        gold = {name: gold_labels(corpus, name, method) for name in corpus.dimensions}
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--labels", "--gold")) from error
     kept = {int(item) for table in gold.values() for item in table.items}
     lines = [
         to_line(
@@ -175,7 +178,9 @@ def scratch_folder(out: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="judgeseye-") as temporary:
             yield Path(temporary)
         return
+    out = out.resolve()
     folder = out.parent / f".{out.name}.importing"
+    missing = [parent for parent in out.parents if not parent.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
@@ -193,6 +198,9 @@ def scratch_folder(out: Path | None) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(held)
+        with contextlib.suppress(OSError):  # not empty: the corpus is there
+            for parent in missing:
+                parent.rmdir()
 
 
 def _empty(folder: Path) -> None:

@@ -128,8 +128,8 @@ def _add_item(draft: Draft, item_id: str, one: SourceItem) -> None:
         name = next(name for name in {**known.inputs, **one.inputs} if known.inputs.get(name) != one.inputs.get(name))
         raise DataError(
             f"{one.place}: item {shown(item_id)} has {name} {shown(one.inputs.get(name))}, in {known.place.unit} "
-            f"{known.place.number} it was {shown(known.inputs.get(name))}; give every item its own id, or leave the "
-            "text out of --text"
+            f"{known.place.number} it was {shown(known.inputs.get(name))}; give every item its own id, or name "
+            "another --item"
         )
     for name, value in one.metadata.items():
         if known.metadata.setdefault(name, value) != value:

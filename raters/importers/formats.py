@@ -181,7 +181,7 @@ def _read_rows(source: Source, paths: Sequence[Path], rows: Iterator[Row]) -> Re
     texts = _texts(source)
     asked = source.columns
     if texts is not None:
-        asked = replace(asked, texts=(), metadata=(), group=asked.group if asked.group in first else None)
+        asked = replace(asked, texts=(), pair=(), metadata=(), group=asked.group if asked.group in first else None)
     items, columns, notes = read_table(rows, asked, source.dimension, "both" if texts is None else "labels")
     return Reading("table", items, texts, columns, notes, None, [*paths, *_texts_path(source)])
 
@@ -203,7 +203,7 @@ def _read_tool(
         tables: Records of each file, with whose they are.
     """
     given = source.columns.named()
-    if wrong := [option for option in given.values() if option not in ("--text", "--metadata", "--group-by")]:
+    if wrong := [option for option in given.values() if option not in ("--text", "--metadata", "--group-by", "--pair")]:
         raise ConfigError(
             f"{wrong[0]}: is for tables, and {source.name} is read as {kind}; leave it out, or give --format table"
         )
