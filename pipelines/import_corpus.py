@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("SOURCE: missing; give a file, a folder or the id of a data set, or see --help")
     if options.out is None and not options.dry_run:
         raise ConfigError("--out: missing; give the folder of the new corpus, or --dry-run to see what is understood")
-    from pipelines.importing import build, sha256_of_files, summary_lines
+    from pipelines.importing import build, next_command, sha256_of_files, summary_lines
     from raters.importers.corpus_folder import check_out, move_into_place, scratch_folder
     from raters.journal import write_atomically
     from raters.quality_report import quality_report_html
@@ -120,9 +120,7 @@ def main(arguments: Sequence[str]) -> int:
         print("Nothing was written (--dry-run).")
     elif moved:
         print(f"Written to {out}: corpus.yaml, items.jsonl, annotations.jsonl, guidelines/, report.html")
-        first = next(iter(understood.dimensions))
-        which = f" --dimension {first}" if len(understood.dimensions) > 1 else ""
-        say(f"next: python -m pipelines.infer_traces --corpus {out}{which} --limit 20 --show 3")
+        say(f"next: {next_command(str(out), understood)}")
     else:
         print(f"{out} holds this very corpus already; nothing was written.")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.screen import percent, printable, say
 from raters.records import ConfigError, DataError
+from raters.scales import IntervalScale
 
 if TYPE_CHECKING:
     from raters.corpora import Corpus
@@ -224,9 +226,9 @@ def facts(
     yield "missing labels", missing or "none"
     if blank := ", ".join(f"{name} in {count:,} items" for name, count in draft.blank_texts.items()):
         yield "missing texts", blank
-    repeated = [f"{draft.repeated:,} labels stood there twice, and are kept once"] if draft.repeated else []
+    repeated = [f"labels that stood there twice, kept once: {draft.repeated:,}"] if draft.repeated else []
     if draft.overruled:
-        repeated.append(f"{draft.overruled:,} labels lost to another one of the same person (--duplicates)")
+        repeated.append(f"labels that lost to another of the same person (--duplicates): {draft.overruled:,}")
     yield "duplicates", "; ".join(repeated) or "no label stands there twice"
     if draft.metadata_differs:
         yield "metadata", f"differ from the item's first in {draft.metadata_differs:,} places; the first are kept"
@@ -261,9 +263,10 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         yield printable(f"  {shares}")
         if never := [one["annotator"] for one in each["annotators"] if one["never_varies"]]:
             shown = ", ".join(never[:_SHOWN_ANNOTATORS])
-            yield printable(f"  {len(never):,} annotators never vary: {shown}{' …' if len(never) > 8 else ''}")
+            more = " …" if len(never) > _SHOWN_ANNOTATORS else ""
+            yield printable(f"  annotators who never vary ({len(never):,}): {shown}{more}")
         if different := each["duplicates"]["with_different_labels"]:
-            yield f"  {different:,} texts stand there several times with different labels"
+            yield f"  texts that stand there several times with different labels: {different:,}"
         rules = ", ".join(f"{one['method']} {one['labels']:,}" for one in each["gold"])
         yield f"  items with a gold label: {rules}"
     if summary["notes"]:
@@ -277,6 +280,17 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         yield printable(f"No guideline given for {names}: a stub is written. Put there what annotators were told, or")
         yield "give it as --guideline FILE: a rater reads nothing else about the task."
     yield ""
+
+
+def next_command(out: str, understood: Understood) -> str:
+    """Return the command that draws for a few items of the corpus."""
+    parts = ["python", "-m", "pipelines.infer_traces", "--corpus", out]
+    name, dimension = next(iter(understood.dimensions.items()))
+    if len(understood.dimensions) > 1:
+        parts += ["--dimension", name]
+    if isinstance(scale := dimension.scale, IntervalScale):
+        parts += ["--tolerance", f"{(scale.max - scale.min) / 20:g}"]
+    return shlex.join([*parts, "--limit", "20", "--show", "3"])
 
 
 def sha256_of_files(paths: Sequence[Path]) -> dict[str, str]:

@@ -140,8 +140,8 @@ def _duplicates(dimension: Mapping[str, Any]) -> Markup:
     ]
     shown = table(["text", "items with it, and their labels"], rows, kind="flat") if rows else Markup()
     return markup(
-        "<h3>Duplicates</h3>\n<p>{:,} texts are those of several items; {:,} of them have different labels. They stay "
-        "on one side of every split.</p>\n{}",
+        "<h3>Duplicates</h3>\n<p>Texts of several items: {:,}; with different labels: {:,}. They stay on one side of "
+        "every split.</p>\n{}",
         found["groups"],
         found["with_different_labels"],
         shown,

@@ -226,7 +226,7 @@ def test_duplicates(choice: str, label: int, run: Run, tmp_path: Path) -> None:
     )
     printed = run("x.csv", "--duplicates", choice, "--scale", "1..3", "--out", "corpus").out
     assert said(tmp_path / "corpus") == {("a", "k", "label", label), ("b", "k", "label", 2)}
-    assert "1 labels stood there twice, and are kept once; 1 labels lost" in printed
+    assert "labels that stood there twice, kept once: 1; labels that lost" in printed
 
 
 def test_missing_values_are_those_that_are_named(run: Run, tmp_path: Path) -> None:
@@ -374,4 +374,4 @@ def test_the_page_shows_labels_and_is_safe(run: Run, tmp_path: Path) -> None:
     assert "default-src 'none'" in page
     # w1 labels 6 items, all of them 2; texts repeat with period 4.
     assert "Never vary (the same label each time): &lt;b&gt;w1&lt;/b&gt;." in page
-    assert "4 texts are those of several items" in page
+    assert "Texts of several items: 4; with different labels:" in page

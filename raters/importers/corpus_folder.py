@@ -232,7 +232,10 @@ def move_into_place(folder: Path, out: Path) -> bool:
                 f"--out {out}: holds another corpus ({', '.join(differing)} differ); give another --out, or remove it"
             )
         return False
-    folder.rename(out)
+    try:
+        folder.rename(out)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be put there ({error.strerror}); give a folder of its own") from error
     return True
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raters.importers.argilla import argilla_items, is_argilla
-from raters.importers.columns import ONLY_ANNOTATOR, Columns, choose_texts, read_table, texts_of
+from raters.importers.columns import Columns
 from raters.importers.doccano import doccano_items, is_doccano
 from raters.importers.label_studio import is_label_studio, label_studio_items
 from raters.importers.potato import holds_texts, is_potato, potato_items
@@ -18,6 +18,7 @@ from raters.importers.prodigy import is_prodigy, prodigy_items
 from raters.importers.published import PUBLISHED, Published, published_as
 from raters.importers.source_files import PACKED, TABLES, Limits, SourceFile, source_files
 from raters.importers.source_items import SourceItem
+from raters.importers.table_items import ONLY_ANNOTATOR, choose_texts, read_table, texts_of
 from raters.importers.tables import Row, dataset_rows, is_saved_dataset, table_columns, table_rows
 from raters.records import ConfigError, DataError
 
