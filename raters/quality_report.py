@@ -121,7 +121,7 @@ def _annotators(dimension: Mapping[str, Any]) -> Markup:
     said = (
         markup('<p class="bad">Never vary (the same label each time): {}.</p>', ", ".join(never[:20]))
         if never
-        else markup("<p>Nobody gives the same label each time.</p>")
+        else markup("<p>Nobody with five labels or more gives the same one each time.</p>")
     )
     heads = ["annotator", "labels", f"{figure} with the others", "same label", "most frequent", "note"]
     return markup("<h3>Annotators</h3>\n{}\n{}\n{}", said, table(heads, rows), more)
