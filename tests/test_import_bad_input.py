@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.import_corpus import STAGE, main
+from raters.importers.corpus_folder import scratch_folder
 from tests.stage_runs import Run, calls_of, leave_the_user, refused_line, run_alone, snapshot
 
 HEADER = "item_id,text,annotator,label\n"
@@ -248,6 +249,13 @@ def test_an_import_that_was_killed_leaves_nothing_in_the_way(run: Run, tmp_path:
     run("labels.csv", "--out", "corpus")
     assert not left.exists()
     assert (tmp_path / "corpus" / "items.jsonl").read_text().count("\n") == 2
+
+
+def test_two_imports_to_one_place_do_not_mix(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text(GOOD)
+    with scratch_folder(tmp_path / "corpus"):
+        refused_line(run, tmp_path, "labels.csv", "--out", "corpus", names=["--out corpus", "another process"])
+    run("labels.csv", "--out", "corpus")
 
 
 @pytest.mark.slow

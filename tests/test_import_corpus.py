@@ -244,6 +244,15 @@ def test_a_column_named_as_a_keyword_and_formulas_in_texts_are_texts(run: Run, t
     assert "2 texts begin as formulas" in printed
 
 
+def test_all_options_stand_in_a_file_too(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "answers.csv").write_text(LONG)
+    (tmp_path / "import.yaml").write_text(
+        "source: answers.csv\nitem: story\ntext: [class]\nannotator: who\nlabel: [mark]\nscale: [1..5]\nout: corpus\n"
+    )
+    run("--config", "import.yaml")
+    assert scale(tmp_path / "corpus", "mark")["labels"] == [1, 2, 3, 4, 5]
+
+
 SCALES = [
     (["1", "2", "5"], {"type": "ordinal", "labels": [1, 2, 3, 4, 5]}),
     (["0", "1", "0"], {"type": "ordinal", "labels": [0, 1]}),

@@ -178,11 +178,11 @@ def scratch_folder(out: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="judgeseye-") as temporary:
             yield Path(temporary)
         return
-    out = out.resolve()
-    folder = out.parent / f".{out.name}.importing"
-    missing = [parent for parent in out.parents if not parent.exists()]
+    place = out.resolve()
+    folder = place.parent / f".{place.name}.importing"
+    missing = [parent for parent in place.parents if not parent.exists()]
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
         held = os.open(folder, os.O_RDONLY)
     except OSError as error:
