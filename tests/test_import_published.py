@@ -128,6 +128,18 @@ def test_helpsteer2(run: Run, tmp_path: Path) -> None:
     assert load_corpus(tmp_path / "helpsteer2").groups.tolist() == [0, 0]
 
 
+def test_helpsteer2_by_its_id(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub is reached here: `load_dataset` is stood in for, by a data set that `datasets` itself has made."""
+    datasets = pytest.importorskip("datasets")
+    row = {"prompt": "c#", "response": "C# is a language.", "helpfulness": 3, "correctness": 4, "coherence": 4,
+           "complexity": 2, "verbosity": 0}  # fmt: skip
+    made = {part: datasets.Dataset.from_list([row]) for part in ("train", "validation")}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, subset: datasets.DatasetDict(made))
+    printed = run("nvidia/HelpSteer2", "--dimension", "verbosity", "--out", "c").out
+    assert "read as helpsteer2" in printed
+    assert said(tmp_path / "c") == {(f"{part}-1", "supplied", "verbosity", 0) for part in made}
+
+
 def test_options_for_columns_are_refused_where_columns_are_known(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text(HANNA)
     refused_line(run, tmp_path, "x.csv", "--label", "Surprise", "--out", "x", names=["hanna", "--format table"])
