@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.screen import percent, printable, say
+from raters.importers.source_items import in_short
 from raters.records import ConfigError, DataError
 from raters.scales import IntervalScale
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from raters.importers.source_items import SourceItem
 
 _SAY_SECONDS = 10.0
-_SHOWN_ANNOTATORS = 8
+_LONGEST_NAME = 40
 _STUB = """\
 # {name}
 
@@ -216,9 +217,8 @@ def facts(
     unlabelled = len(draft.items) - len({item for labels in draft.labels.values() for item, _ in labels})
     rest = f", {unlabelled:,} of them without any label" if unlabelled else ""
     yield "items", f"{len(draft.items):,} of {', '.join(texts)}{rest}"
-    people = list(draft.annotators)
-    more = f" and {len(people) - _SHOWN_ANNOTATORS:,} more" if len(people) > _SHOWN_ANNOTATORS else ""
-    yield "annotators", f"{len(people):,}: {', '.join(people[:_SHOWN_ANNOTATORS])}{more}"
+    people = [_cut(annotator) for annotator in draft.annotators]
+    yield "annotators", f"{len(people):,}: {in_short(people)}"
     yield "labels", f"{draft.num_labels:,} on {', '.join(draft.labels)}"
     if understood.group_by:
         yield "groups", f"{len(set(corpus.groups.tolist())):,} by {understood.group_by}"
@@ -259,12 +259,10 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         alone = f"{each['items_with_one_annotator']:,} of {each['items_labelled']:,} items have one annotator"
         agreement = f"{alpha:.3f}" if alpha is not None else f"undefined, {each['alpha']['reason']}"
         yield printable(f"  {alone}; alpha among people {agreement}")
-        shares = "  ".join(f"{label}: {percent(share)}" for label, share in each["histogram"].items())
+        shares = "  ".join(f"{_cut(label)}: {percent(share)}" for label, share in each["histogram"].items())
         yield printable(f"  {shares}")
-        if never := [one["annotator"] for one in each["annotators"] if one["never_varies"]]:
-            shown = ", ".join(never[:_SHOWN_ANNOTATORS])
-            more = " …" if len(never) > _SHOWN_ANNOTATORS else ""
-            yield printable(f"  annotators who never vary ({len(never):,}): {shown}{more}")
+        if never := [_cut(one["annotator"]) for one in each["annotators"] if one["never_varies"]]:
+            yield printable(f"  annotators who never vary ({len(never):,}): {in_short(never)}")
         if different := each["duplicates"]["with_different_labels"]:
             yield f"  texts that stand there several times with different labels: {different:,}"
         rules = ", ".join(f"{one['method']} {one['labels']:,}" for one in each["gold"])
@@ -280,6 +278,10 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         yield printable(f"No guideline given for {names}: a stub is written. Put there what annotators were told, or")
         yield "give it as --guideline FILE: a rater reads nothing else about the task."
     yield ""
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
 def next_command(out: str, understood: Understood) -> str:

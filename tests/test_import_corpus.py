@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Sequence
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +343,22 @@ def test_a_data_set_of_the_hub_is_loaded_by_its_id(run: Run, tmp_path: Path, mon
     assert asked == [("someone/some-labels", "english")]
     assert {record[3] for record in said(tmp_path / "corpus")} == {"neg", "pos"}
     refused_line(run, tmp_path, "someone/some-labels", "--split", "dev", "--out", "x", names=["'dev'", "train"])
+
+
+def test_dates_and_decimals_of_parquet(run: Run, tmp_path: Path) -> None:
+    columns: dict[str, list[object]] = {
+        "id": [date(2024, 5, 3), date(2024, 5, 4)],
+        "text": ["One text.", "Two texts."],
+        "day": [date(2024, 5, 3)] * 2,
+        "label": [Decimal("1.00"), Decimal("2.00")],
+    }
+    (tmp_path / "x.parquet").write_bytes(parquet(columns))
+    run("x.parquet", "--out", "corpus")
+    assert said(tmp_path / "corpus") == {
+        ("2024-05-03", "annotator", "label", 1),
+        ("2024-05-04", "annotator", "label", 2),
+    }
+    assert read(tmp_path / "corpus" / "items.jsonl")[0]["metadata"] == {"day": "2024-05-03"}
 
 
 GOLD = "id,text,worker,label\n" + "".join(

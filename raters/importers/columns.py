@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raters.importers.source_items import is_missing
+from raters.importers.source_items import in_short, is_missing
 from raters.importers.tables import Row
 from raters.records import ConfigError, shown
 
@@ -83,7 +83,7 @@ def tell_columns(sample: Sequence[Row], asked: Columns, holds: Holds = "both") -
     """Return which column is what, and a line for each guess; see `table_items.read_table`."""
     names = list(dict.fromkeys(name for _, values in sample for name in values))
     where = sample[0][0].file
-    listed = ", ".join(shown(name) for name in names if name)
+    listed = in_short([shown(name) for name in names if name])
     for name, option in asked.named().items():
         if name not in names:
             raise ConfigError(f"{option} {name}: {where} has no such column; it has {listed}")
@@ -118,10 +118,10 @@ def tell_columns(sample: Sequence[Row], asked: Columns, holds: Holds = "both") -
         if len(labels) < 2:
             dimension = dimension or guess("dimension-column", _DIMENSION, "which dimension the label is of")
     if holds != "texts" and not labels and not annotators:
-        few = [name for name in names if name not in taken and _few_values(sample, name)]
+        few = [shown(name) for name in names if name not in taken and _few_values(sample, name)]
         if len(names) == 1:
             raise ConfigError(f"{where}: has one column, {listed}; say with --delimiter what stands between its cells")
-        hint = f"; these hold few distinct values: {', '.join(shown(name) for name in few)}" if few else ""
+        hint = f"; these hold few distinct values: {in_short(few)}" if few else ""
         raise ConfigError(
             f"{where}: no column is called label, rating or score{hint}; name labels with --label (a dimension each), "
             f"or with --annotators (a column each). Columns: {listed}"

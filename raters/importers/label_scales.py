@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import yaml
@@ -24,6 +25,8 @@ Labelled = tuple[object, Place]
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _RANGE = re.compile(r"([+-]?\d+)\.\.([+-]?\d+)")
+_LARGEST = 2**53
+"""Up to there every whole number is a float of its own."""
 _MOST_STEPS = 20
 _MOST_LISTED = 11
 _MOST_NOMINAL = 50
@@ -142,10 +145,10 @@ def _plain(value: object, dimension: str, place: Place) -> int | float | str:
         value = value[0]
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else value
-    if isinstance(value, int):
-        return value
+    if isinstance(value, int | float | Decimal):
+        if not -_LARGEST <= value <= _LARGEST:
+            raise DataError(f"{place}: label {shown(value)} of {dimension} is too large for a scale; mend it")
+        return int(value) if value == int(value) else float(value)
     if isinstance(value, str):
         text = " ".join(value.split())
         if is_formula(text):
@@ -165,7 +168,7 @@ def _number(text: str) -> int | float | None:
     if not _NUMBER.fullmatch(text.strip()):
         return None
     number = float(text)
-    if number in (float("inf"), float("-inf")):
+    if abs(number) > _LARGEST:
         return None
     return int(number) if number.is_integer() else number
 

@@ -6,6 +6,8 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, time
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from raters.records import DataError, shown
@@ -54,6 +56,15 @@ class SourceItem:
     labels: Sequence[SourceLabel] = ()
 
 
+_MOST_NAMES = 10
+
+
+def in_short(names: Sequence[str]) -> str:
+    """Return names in a line; the first ten, and how many more there are."""
+    rest = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
 def is_missing(value: object, missing: frozenset[str] = frozenset()) -> bool:
     """Return True for what is no value: null, nan, blank, or a text that stands for that (compared folded)."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -69,7 +80,7 @@ def as_text(value: object, name: str, place: Place) -> str:
     """
     if isinstance(value, str):
         return value
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool | int | float | Decimal | date | time):
         return str(value)
     if isinstance(value, list) and value and all(isinstance(turn, Mapping) and "content" in turn for turn in value):
         return "\n\n".join(f"{turn.get('role', 'turn')}: {turn['content']}" for turn in value)
@@ -89,7 +100,7 @@ def as_id(value: object, name: str, place: Place) -> str:
         raise DataError(f"{place}: {name} is blank; fill it in or remove the row")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal | date):
         raise DataError(f"{place}: {name} {shown(value)} is neither text nor number; give another column")
     text = str(value).strip()
     if is_formula(text):

@@ -7,7 +7,8 @@ faster readers guess. Parquet is read in batches that are small enough for what 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,8 @@ def _delimiter(header: str) -> str:
 
 def _header(cells: list[str], name: str) -> list[str]:
     columns = [" ".join(cell.split()) for cell in cells]
-    for column in columns:
-        if columns.count(column) > 1:
+    for column, count in Counter(columns).items():
+        if count > 1:
             what = f"column {shown(column)} stands" if column else "a column without a name stands"
             raise DataError(f"{name} row 1: {what} twice; give every column its own name")
     return columns
@@ -211,11 +212,25 @@ def dataset_rows(name: str, subset: str | None, split: str | None) -> Iterator[R
         if split in (None, part):
             where = f"{name} {part}".strip()
             names = {column: kind for column, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)}
-            for number, values in enumerate(rows, start=1):
+            for number, values in enumerate(_readable(rows, where), start=1):
                 for column, kind in names.items():
                     if isinstance(values[column], int) and values[column] >= 0:
                         values[column] = kind.int2str(values[column])
                 yield Place(where, "row", number), values
+
+
+def _readable(rows: Iterable[Any], where: str) -> Iterator[dict[str, Any]]:
+    """Yield rows of a data set; what it cannot read (an image without its library, a broken file) is an error."""
+    iterator = iter(rows)
+    while True:
+        try:
+            values = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:
+            problem = " ".join(str(error).split())[:300] or type(error).__name__
+            raise DataError(f"{where}: a row cannot be read ({problem}); save it as JSONL or Parquet first") from error
+        yield dict(values)
 
 
 def is_saved_dataset(path: Path) -> bool:
