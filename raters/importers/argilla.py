@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
-from raters.importers.source_items import Place, SourceItem, SourceLabel, as_id, as_text
+from raters.importers.source_items import Place, SourceItem, SourceLabel, as_id, as_list, as_object, as_text
 from raters.importers.tables import Row
 from raters.records import DataError, shown
 
@@ -38,33 +38,32 @@ def argilla_items(rows: Iterator[Row]) -> Iterator[SourceItem]:
 
 def _nested(record: Mapping[str, Any], place: Place) -> SourceItem:
     inputs = {name: as_text(value, name, place) for name, value in record["fields"].items() if value not in (None, "")}
-    responses = record["responses"] or {}
+    responses = record["responses"]
     labels: list[SourceLabel] = []
     if isinstance(responses, dict):
         for question, answers in responses.items():
-            for answer in answers or []:
-                if not isinstance(answer, dict) or "value" not in answer:
-                    raise DataError(f"{place}: response {shown(answer)} of {question} holds no value; export again")
+            for answer in as_list(answers, f"responses to {shown(question)}", place):
+                answer = as_object(answer, "response", place)
                 if answer.get("status") not in _NOT_SAID:
-                    labels.append(SourceLabel(_user(answer.get("user_id"), place), question, answer["value"]))
+                    labels.append(SourceLabel(_user(answer.get("user_id"), place), question, answer.get("value")))
     else:
-        for response in responses:
-            values = response.get("values") if isinstance(response, dict) else None
-            if not isinstance(values, dict):
-                raise DataError(f"{place}: response {shown(response)} holds no values; export again")
+        for response in as_list(responses, "responses", place):
+            response = as_object(response, "response", place)
             if response.get("status") not in _NOT_SAID:
                 user = _user(response.get("user_id"), place)
+                values = as_object(response.get("values"), "values", place)
                 labels += [SourceLabel(user, name, _value(answer)) for name, answer in values.items()]
     given = record.get("id") or record.get("external_id")
-    return SourceItem(place, None if given is None else as_id(given, "id", place), inputs,
-                      dict(record.get("metadata") or {}), labels)  # fmt: skip
+    item_id = None if given is None else as_id(given, "id", place)
+    return SourceItem(place, item_id, inputs, as_object(record.get("metadata"), "metadata", place), labels)
 
 
 def _flat(record: Mapping[str, Any], place: Place) -> SourceItem:
     questions = [name.removesuffix(_FLAT) for name in record if name.endswith(_FLAT)]
     labels = []
     for question in questions:
-        values, users, status = (record.get(f"{question}{_FLAT}{part}") or [] for part in ("", ".users", ".status"))
+        names = [f"{question}{_FLAT}{part}" for part in ("", ".users", ".status")]
+        values, users, status = (as_list(record.get(name), name, place) for name in names)
         for value, user, said in zip_longest(values, users, status):
             if said not in _NOT_SAID:
                 labels.append(SourceLabel(_user(user, place), question, value))

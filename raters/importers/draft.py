@@ -157,12 +157,12 @@ def _add_label(draft: Draft, key: tuple[str, str], dimension: str, label: DraftL
 
 
 def _check_texts(one: SourceItem) -> None:
-    for name, text in one.inputs.items():
+    said = [text for label in one.labels for text in label if isinstance(text, str)]
+    for text in (one.item_id or "", *one.inputs, *one.inputs.values(), *one.metadata, *said):
         if not is_utf8(text):
-            raise DataError(f"{one.place}: {name} holds half a surrogate pair, which no file can hold; remove it")
-    ids = [one.item_id or "", *(label.annotator_id for label in one.labels)]
-    if not all(map(is_utf8, ids)):
-        raise DataError(f"{one.place}: an id holds half a surrogate pair, which no file can hold; remove it")
+            raise DataError(
+                f"{one.place}: {shown(text)} holds half a surrogate pair, which no file can hold; remove it"
+            )
 
 
 def _id_of(inputs: Mapping[str, str]) -> str:

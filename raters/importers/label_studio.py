@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raters.importers.source_items import Place, SourceItem, SourceLabel, as_id, as_text
+from raters.importers.source_items import Place, SourceItem, SourceLabel, as_id, as_list, as_object, as_text
 from raters.importers.tables import Row
 from raters.records import DataError, shown
 
@@ -34,11 +34,10 @@ def label_studio_items(rows: Iterator[Row]) -> Iterator[SourceItem]:
     for place, task in rows:
         if not is_label_studio(task):
             raise DataError(f"{place}: is no task with data and annotations; export as JSON, not JSON-MIN")
-        given = task.get("annotations", task.get("completions"))
+        given = as_list(task.get("annotations", task.get("completions")), "annotations", place)
         labels: list[SourceLabel] = []
         for annotation in given:
-            if not isinstance(annotation, dict):
-                raise DataError(f"{place}: annotation {shown(annotation)} is no object; export again, as JSON")
+            annotation = as_object(annotation, "annotation", place)
             if not annotation.get("was_cancelled"):
                 labels += _labels(annotation, place)
         inputs, metadata = {}, {}
@@ -56,10 +55,9 @@ def _labels(annotation: Mapping[str, Any], place: Place) -> Iterator[SourceLabel
         who = who.get("email") or who.get("id")
     annotator = as_id("annotator" if who is None else who, "completed_by", place)
     by_name: dict[str, list[Any]] = {}
-    for result in annotation.get("result") or []:
-        value = result.get("value") if isinstance(result, dict) else None
-        if not isinstance(value, dict):
-            raise DataError(f"{place}: result {shown(result)} holds no value; export again, as JSON")
+    for result in as_list(annotation.get("result"), "result", place):
+        result = as_object(result, "result", place)
+        value = as_object(result.get("value"), "value", place)
         key = _VALUES.get(str(result.get("type")))
         if key in value and "start" not in value:
             found = value[key]

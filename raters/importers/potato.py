@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raters.importers.source_items import Place, SourceItem, SourceLabel, as_id, as_text
+from raters.importers.source_items import Place, SourceItem, SourceLabel, as_id, as_object, as_text
 from raters.importers.tables import Row
-from raters.records import DataError, shown
+from raters.records import DataError
 
 _STATE = "instance_id_to_label_to_value"
 _CHOSEN = ("true", "on", True)
@@ -54,10 +54,8 @@ def potato_items(rows: Iterator[Row], folder_user: str) -> Iterator[SourceItem]:
 
 
 def _labels(schemas: object, user: str, place: Place) -> list[SourceLabel]:
-    if not isinstance(schemas, dict):
-        raise DataError(f"{place}: labels {shown(schemas)} are no object of schemas; export again")
     found = []
-    for name, answers in schemas.items():
+    for name, answers in as_object(schemas, "labels", place).items():
         if isinstance(answers, dict) and set(answers) == {"labels"} and isinstance(answers["labels"], dict):
             answers = answers["labels"]
         if not isinstance(answers, dict):

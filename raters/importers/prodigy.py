@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raters.importers.source_items import SourceItem, SourceLabel, as_id, as_text
+from raters.importers.source_items import SourceItem, SourceLabel, as_id, as_list, as_object, as_text
 from raters.importers.tables import Row
-from raters.records import DataError, shown
+from raters.records import DataError
 
 _ANSWERS = ("accept", "reject", "ignore")
 
@@ -44,9 +44,7 @@ def prodigy_items(rows: Iterator[Row], dimension: str) -> Iterator[SourceItem]:
         who = next((task[name] for name in ("_annotator_id", "_session_id") if task.get(name)), "annotator")
         answer = task["answer"]
         if "options" in task or "accept" in task:
-            accepted = task.get("accept") or []
-            if not isinstance(accepted, list):
-                raise DataError(f"{place}: accept {shown(accepted)} is no list; export with prodigy db-out")
+            accepted = as_list(task.get("accept"), "accept", place)
             label = (accepted[0] if len(accepted) == 1 else accepted or None) if answer == "accept" else None
             name = dimension
         elif isinstance(task.get("label"), str):
@@ -56,4 +54,4 @@ def prodigy_items(rows: Iterator[Row], dimension: str) -> Iterator[SourceItem]:
         given = task.get("_input_hash")
         labels = [SourceLabel(as_id(who, "annotator", place), name, label)]
         item_id = None if given is None else as_id(given, "_input_hash", place)
-        yield SourceItem(place, item_id, inputs, dict(task.get("meta") or {}), labels)
+        yield SourceItem(place, item_id, inputs, as_object(task.get("meta"), "meta", place), labels)

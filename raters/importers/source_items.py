@@ -72,6 +72,32 @@ def is_missing(value: object, missing: frozenset[str] = frozenset()) -> bool:
     return isinstance(value, str) and (not value.strip() or value.strip().casefold() in missing)
 
 
+def as_object(value: object, name: str, place: Place) -> dict[str, Any]:
+    """Return a value of a record as an object; null as an empty one.
+
+    Raises:
+        DataError: If it is another kind of value.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise DataError(f"{place}: {name} {shown(value)} is no object; export it again")
+    return value
+
+
+def as_list(value: object, name: str, place: Place) -> list[Any]:
+    """Return a value of a record as a list; null as an empty one.
+
+    Raises:
+        DataError: If it is another kind of value.
+    """
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise DataError(f"{place}: {name} {shown(value)} is no list; export it again")
+    return value
+
+
 def as_text(value: object, name: str, place: Place) -> str:
     """Return a value as a text of an item; a conversation as one paragraph a turn.
 
