@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from raters.importers.source_items import in_short, is_missing
@@ -81,83 +81,136 @@ class Columns:
 
 def tell_columns(sample: Sequence[Row], asked: Columns, holds: Holds = "both") -> tuple[Columns, list[str]]:
     """Return which column is what, and a line for each guess; see `table_items.read_table`."""
-    names = list(dict.fromkeys(name for _, values in sample for name in values))
-    where = sample[0][0].file
-    listed = in_short([shown(name) for name in names if name])
+    told = _Columns(sample, asked)
     for name, option in asked.named().items():
-        if name not in names:
-            raise ConfigError(f"{option} {name}: {where} has no such column; it has {listed}")
-    notes: list[str] = []
-    taken = {name for name, option in asked.named().items() if option not in ("--group-by", "--pair")}
+        if name not in told.names:
+            raise ConfigError(f"{option} {name}: {told.where} has no such column; it has {told.listed}")
+    item = None if asked.item == BY_TEXT else asked.item or told.guess("item", _ITEM, "the item's id")
+    if item is None and holds != "both":
+        raise ConfigError(f"{told.where}: no column is called item_id or id; say with --item what --items is joined by")
+    found = replace(asked, item=item)
+    if holds != "texts":
+        found = told.with_labels(found)
+    rationale = asked.rationale or told.guess("rationale", _RATIONALE, "people's own reasons, which no rater sees")
+    found = told.with_texts(replace(found, rationale=rationale), holds)
+    if item is None:
+        told.notes.append("no column is the item's id: rows with the same texts are one item (--item)")
+    if found.annotator is None and not found.annotators and holds != "texts":
+        told.notes.append("no column says who labelled: all labels are one person's (--annotator)")
+    return found, told.notes
 
-    def guess(option: str, tiers: Sequence[str | tuple[str, ...]], what: str) -> str | None:
+
+class _Columns:
+    """The columns of a table while they are told apart: which are taken, and what was guessed.
+
+    Args:
+        sample: First rows.
+        asked: What the user says.
+    """
+
+    def __init__(self, sample: Sequence[Row], asked: Columns) -> None:
+        self.sample = sample
+        self.asked = asked
+        self.where = sample[0][0].file
+        self.names = list(dict.fromkeys(name for _, values in sample for name in values))
+        self.notes: list[str] = []
+        self._taken = {name for name, option in asked.named().items() if option not in ("--group-by", "--pair")}
+        if "" in self.names:
+            self.notes.append("the column without a name is left out")
+
+    @property
+    def listed(self) -> str:
+        """All columns in a line."""
+        return in_short([shown(name) for name in self.names if name])
+
+    @property
+    def _rest(self) -> list[str]:
+        return [name for name in self.names if name and name not in self._taken]
+
+    def guess(self, option: str, tiers: Sequence[str | tuple[str, ...]], what: str) -> str | None:
+        """Return the column whose name is of the first tier that any name is of; None if none is.
+
+        Raises:
+            ConfigError: If several are.
+        """
         for tier in tiers:
             wanted = (tier,) if isinstance(tier, str) else tier
-            found = [name for name in names if name not in taken and _folded(name) in wanted]
+            found = [name for name in self._rest if _folded(name) in wanted]
             if len(found) > 1:
                 both = " and ".join(shown(name) for name in found)
-                raise ConfigError(f"{where}: both {both} could be {what}; say which with --{option}")
+                raise ConfigError(f"{self.where}: both {both} could be {what}; say which with --{option}")
             if found:
-                taken.add(found[0])
-                notes.append(f"column {shown(found[0])} is {what} (--{option})")
+                self._taken.add(found[0])
+                self.notes.append(f"column {shown(found[0])} is {what} (--{option})")
                 return found[0]
         return None
 
-    item = None if asked.item == BY_TEXT else asked.item or guess("item", _ITEM, "the item's id")
-    labels, annotators = asked.labels, asked.annotators
-    annotator = asked.annotator
-    dimension = asked.dimension
-    if holds != "texts" and not annotators:
-        annotator = annotator or guess("annotator", _ANNOTATOR, "who labelled")
-        if not labels and annotator is None and (wide := _wide(names, taken)):
-            annotators = wide
-            taken |= set(wide)
-            notes.append(f"columns {', '.join(shown(name) for name in wide)} are annotators' labels (--annotators)")
-        elif not labels and (found := guess("label", _LABEL, "the label")):
+    def with_labels(self, columns: Columns) -> Columns:
+        """Return columns with who labelled, and where labels and what they are of stand.
+
+        Raises:
+            ConfigError: If that cannot be told.
+        """
+        if columns.annotators:
+            if columns.annotator:
+                raise ConfigError(
+                    "--annotators: is for a column of labels each, so nobody else labels; leave out --annotator"
+                )
+            return columns
+        annotator = columns.annotator or self.guess("annotator", _ANNOTATOR, "who labelled")
+        labels = columns.labels
+        if not labels and annotator is None and (wide := _wide(self._rest)):
+            self._taken |= set(wide)
+            self.notes.append(f"columns {', '.join(map(shown, wide))} are annotators' labels (--annotators)")
+            return replace(columns, annotators=wide)
+        if not labels:
+            found = self.guess("label", _LABEL, "the label")
+            if found is None:
+                raise self._no_label()
             labels = (found,)
-        if len(labels) < 2:
-            dimension = dimension or guess("dimension-column", _DIMENSION, "which dimension the label is of")
-    if holds != "texts" and not labels and not annotators:
-        few = [shown(name) for name in names if name not in taken and _few_values(sample, name)]
-        if len(names) == 1:
-            raise ConfigError(f"{where}: has one column, {listed}; say with --delimiter what stands between its cells")
-        hint = f"; these hold few distinct values: {in_short(few)}" if few else ""
-        raise ConfigError(
-            f"{where}: no column is called label, rating or score{hint}; name labels with --label (a dimension each), "
-            f"or with --annotators (a column each). Columns: {listed}"
-        )
-    if asked.annotator and annotators:
-        raise ConfigError("--annotators: is for a column of labels each, so nobody else labels; leave out --annotator")
-    if "" in names:
-        notes.append("the column without a name is left out")
-    rationale = asked.rationale or guess("rationale", _RATIONALE, "people's own reasons, which no rater sees")
-    rest = [name for name in names if name not in taken and name]
-    varying = _varying(sample, item, rest)
-    if ignored := [name for name in rest if name in varying]:
-        notes.append(f"left out, since they differ between rows of one item: {', '.join(map(shown, ignored))}")
-    rest = [name for name in rest if name not in varying]
-    texts = asked.texts
-    if not texts and holds != "labels":
-        texts = tuple(name for name in rest if name in asked.pair or is_text(sample, name))
-        if not texts:
-            raise ConfigError(
-                f"{where}: no column looks like an item's text; name those that a rater sees with --text, or give the "
-                f"file that holds them as --items. Columns: {listed}"
+        dimension = columns.dimension
+        if len(labels) == 1:
+            dimension = dimension or self.guess("dimension-column", _DIMENSION, "which dimension the label is of")
+        return replace(columns, annotator=annotator, labels=labels, dimension=dimension)
+
+    def _no_label(self) -> ConfigError:
+        if len(self.names) == 1:
+            return ConfigError(
+                f"{self.where}: has one column, {self.listed}; say with --delimiter what stands between its cells"
             )
-        notes.append(f"a rater sees {', '.join(shown(name) for name in texts)} (--text)")
-    metadata = asked.metadata
-    if metadata is None:
-        metadata = tuple(name for name in rest if name not in texts)
-        if metadata:
-            notes.append(f"metadata, which no rater sees: {', '.join(shown(name) for name in metadata)} (--metadata)")
-    told = Columns(item, texts, annotator, labels, annotators, dimension, rationale, metadata, asked.group, asked.pair)
-    if item is None and holds != "both":
-        raise ConfigError(f"{where}: no column is called item_id or id; say with --item what --items is joined by")
-    if item is None:
-        notes.append("no column is the item's id: rows with the same texts are one item (--item)")
-    if annotator is None and not annotators and holds != "texts":
-        notes.append("no column says who labelled: all labels are one person's (--annotator)")
-    return told, notes
+        few = [shown(name) for name in self._rest if _few_values(self.sample, name)]
+        hint = f"; these hold few distinct values: {in_short(few)}" if few else ""
+        return ConfigError(
+            f"{self.where}: no column is called label, rating or score{hint}; name labels with --label (a dimension "
+            f"each), or with --annotators (a column each). Columns: {self.listed}"
+        )
+
+    def with_texts(self, columns: Columns, holds: Holds) -> Columns:
+        """Return columns with those that a rater sees, and what is left as metadata.
+
+        Raises:
+            ConfigError: If no column looks like a text, and none is named.
+        """
+        varying = _varying(self.sample, columns.item, self._rest)
+        if varying:
+            ignored = ", ".join(shown(name) for name in self._rest if name in varying)
+            self.notes.append(f"left out, since they differ between rows of one item: {ignored}")
+        rest = [name for name in self._rest if name not in varying]
+        texts = columns.texts
+        if not texts and holds != "labels":
+            texts = tuple(name for name in rest if name in columns.pair or is_text(self.sample, name))
+            if not texts:
+                raise ConfigError(
+                    f"{self.where}: no column looks like an item's text; name those that a rater sees with --text, or "
+                    f"give the file that holds them as --items. Columns: {self.listed}"
+                )
+            self.notes.append(f"a rater sees {', '.join(map(shown, texts))} (--text)")
+        metadata = columns.metadata
+        if metadata is None:
+            metadata = tuple(name for name in rest if name not in texts)
+            if metadata:
+                self.notes.append(f"metadata, which no rater sees: {', '.join(map(shown, metadata))} (--metadata)")
+        return replace(columns, texts=texts, metadata=metadata)
 
 
 def pair_of(texts: Sequence[str]) -> tuple[str, str] | None:
@@ -177,11 +230,11 @@ def _folded(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.casefold())
 
 
-def _wide(names: Sequence[str], taken: set[str]) -> tuple[str, ...]:
+def _wide(names: Sequence[str]) -> tuple[str, ...]:
     """Return columns that are numbered labels of one kind: `rater_1`, `rater_2`; none if several kinds are."""
     by_kind: dict[str, list[str]] = {}
     for name in names:
-        if name not in taken and (match := _WIDE.fullmatch(name.casefold())):
+        if match := _WIDE.fullmatch(name.casefold()):
             by_kind.setdefault(match[1], []).append(name)
     found = [columns for columns in by_kind.values() if len(columns) > 1]
     return tuple(found[0]) if len(found) == 1 else ()
