@@ -9,7 +9,16 @@ from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
-from raters.importers.source_items import Place, SourceItem, SourceLabel, as_id, as_list, as_object, as_text
+from raters.importers.source_items import (
+    ONLY_ANNOTATOR,
+    Place,
+    SourceItem,
+    SourceLabel,
+    as_id,
+    as_list,
+    as_object,
+    as_text,
+)
 from raters.importers.tables import Row
 from raters.records import DataError, shown
 
@@ -78,7 +87,7 @@ def _flat(record: Mapping[str, Any], place: Place) -> SourceItem:
 
 
 def _user(user: object, place: Place) -> str:
-    return as_id("annotator" if user is None else user, "user_id", place)
+    return as_id(ONLY_ANNOTATOR if user is None else user, "user_id", place)
 
 
 def _value(answer: object) -> object:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raters.importers.source_items import Place, SourceItem, is_missing
+from raters.importers.source_items import ONLY_ANNOTATOR, Place, SourceItem, is_missing
 from raters.records import DataError, is_utf8, shown
 
 Duplicates = Literal["refuse", "first", "last"]
@@ -146,10 +146,16 @@ def _add_label(draft: Draft, key: tuple[str, str], dimension: str, label: DraftL
         return
     if duplicates == "refuse":
         item_id, annotator_id = key
+        if annotator_id == ONLY_ANNOTATOR:
+            raise DataError(
+                f"{label.place}: item {shown(item_id)} has {shown(label.value)} on {dimension}, in "
+                f"{earlier.place.unit} {earlier.place.number} it was {shown(earlier.value)}, and nothing says who "
+                "labelled; name the column that does as --annotator, or give --duplicates first or last"
+            )
         raise DataError(
             f"{label.place}: annotator {shown(annotator_id)} gives item {shown(item_id)} {shown(label.value)} on "
             f"{dimension}, in {earlier.place.unit} {earlier.place.number} it was {shown(earlier.value)}; keep one of "
-            "them, give --duplicates first or last, or --annotator if these are several people"
+            "them, or give --duplicates first or last"
         )
     draft.overruled += 1
     if duplicates == "last":

@@ -17,8 +17,8 @@ from raters.importers.potato import holds_texts, is_potato, potato_items
 from raters.importers.prodigy import is_prodigy, prodigy_items
 from raters.importers.published import PUBLISHED, Published, published_as
 from raters.importers.source_files import PACKED, TABLES, Limits, SourceFile, source_files
-from raters.importers.source_items import SourceItem
-from raters.importers.table_items import ONLY_ANNOTATOR, choose_texts, read_table, texts_of
+from raters.importers.source_items import ONLY_ANNOTATOR, SourceItem
+from raters.importers.table_items import choose_texts, read_table, texts_of
 from raters.importers.tables import Row, dataset_rows, is_saved_dataset, table_columns, table_rows
 from raters.records import ConfigError, DataError
 

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raters.importers.source_items import Place, SourceItem, SourceLabel, as_id, as_list, as_object, as_text
+from raters.importers.source_items import (
+    ONLY_ANNOTATOR,
+    Place,
+    SourceItem,
+    SourceLabel,
+    as_id,
+    as_list,
+    as_object,
+    as_text,
+)
 from raters.importers.tables import Row
 from raters.records import DataError, shown
 
@@ -53,7 +62,7 @@ def _labels(annotation: Mapping[str, Any], place: Place) -> Iterator[SourceLabel
     who = annotation.get("completed_by", annotation.get("created_username"))
     if isinstance(who, dict):
         who = who.get("email") or who.get("id")
-    annotator = as_id("annotator" if who is None else who, "completed_by", place)
+    annotator = as_id(ONLY_ANNOTATOR if who is None else who, "completed_by", place)
     by_name: dict[str, list[Any]] = {}
     for result in as_list(annotation.get("result"), "result", place):
         result = as_object(result, "result", place)

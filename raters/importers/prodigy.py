@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raters.importers.source_items import SourceItem, SourceLabel, as_id, as_list, as_object, as_text
+from raters.importers.source_items import ONLY_ANNOTATOR, SourceItem, SourceLabel, as_id, as_list, as_object, as_text
 from raters.importers.tables import Row
 from raters.records import DataError
 
@@ -41,7 +41,7 @@ def prodigy_items(rows: Iterator[Row], dimension: str) -> Iterator[SourceItem]:
         inputs = {"text": as_text(task["text"], "text", place)} if task.get("text") else {}
         if not inputs:
             raise DataError(f"{place}: has no text; only tasks over texts can be taken")
-        who = next((task[name] for name in ("_annotator_id", "_session_id") if task.get(name)), "annotator")
+        who = next((task[name] for name in ("_annotator_id", "_session_id") if task.get(name)), ONLY_ANNOTATOR)
         answer = task["answer"]
         if "options" in task or "accept" in task:
             accepted = as_list(task.get("accept"), "accept", place)

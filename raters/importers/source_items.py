@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 from raters.records import DataError, shown
 
+ONLY_ANNOTATOR = "annotator"
+"""Whose labels are where nothing says who labelled."""
+
 FORMULA_STARTS = ("=", "+", "-", "@")
 """What a spreadsheet takes for the beginning of a formula."""
 

@@ -8,15 +8,12 @@ from itertools import chain, islice
 from typing import Any
 
 from raters.importers.columns import Columns, Holds, is_text, tell_columns
-from raters.importers.source_items import Place, SourceItem, SourceLabel, as_id, as_text, is_missing
+from raters.importers.source_items import ONLY_ANNOTATOR, Place, SourceItem, SourceLabel, as_id, as_text, is_missing
 from raters.importers.tables import Row
 from raters.records import ConfigError, DataError, shown
 
 SAMPLE_ROWS = 1000
 """So many rows are looked at before columns are told apart."""
-
-ONLY_ANNOTATOR = "annotator"
-"""Whose the labels of a table without annotators are."""
 
 
 def read_table(
