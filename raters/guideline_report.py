@@ -15,10 +15,9 @@ from markupsafe import Markup
 from raters.guideline_figures import difference_text, is_known, number_text, p_text, path_of
 from raters.guideline_text import Guideline, Line
 from raters.journal import Record
-from raters.report_markup import join, markup, table
+from raters.report_markup import join, markup, table, visible
 from raters.report_page import PAGE, STYLE
 from raters.score_text import FIGURE_NAMES
-from raters.visible_text import visible
 
 _METHODS = {
     "contrast": "contrast: two drafts and a loop of small edits, each kept only behind the gate on dev",

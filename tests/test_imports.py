@@ -14,9 +14,10 @@ import pytest
 from tests.places import CHECKOUT
 
 HEAVY = frozenset(
-    "torch transformers peft trl datasets openai vllm ray matplotlib sklearn sentence_transformers".split()
+    "torch transformers peft trl datasets pandas pyarrow crowdkit openai vllm ray matplotlib sklearn "
+    "sentence_transformers".split()
 )
-OF_STAGES = ("batches", "inference", "refinement_inputs", "refinement", "finetuning", "selection")
+OF_STAGES = ("batches", "importing", "inference", "refinement_inputs", "refinement", "finetuning", "selection")
 SHARED_BY_STAGES = frozenset(
     ["pipelines", *(f"pipelines.{name}" for name in ("options", "command", "screen", "session", "workers", *OF_STAGES))]
 )

@@ -11,9 +11,8 @@ from typing import Any
 from markupsafe import Markup
 
 from raters.journal import Record
-from raters.report_markup import join, markup, table
+from raters.report_markup import join, markup, table, visible
 from raters.report_page import PAGE, STYLE
-from raters.visible_text import visible
 
 SHOWN = 10
 _QUERIES = {
