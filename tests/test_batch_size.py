@@ -270,3 +270,27 @@ def test_many_random_batches_are_drawn_once_each(tiny: Path, monkeypatch: pytest
         found = [one.text for [one] in drawn(model, texts, seeds)]
         assert found == [str(seed) for seed in seeds] * len(texts)
         assert sorted(made) == sorted(list(seeds) * len(texts))
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_others_fill_makes_the_same_draws(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import torch
+
+    settings = SamplingSettings(temperature=0.9, max_tokens=400)
+
+    def all_draws(batch_size: batch_size.BatchSize) -> list[Completion]:
+        model = HFModel(str(tiny), dtype="float32", batch_size=batch_size)
+        found = asyncio.run(model.complete(TEXTS[2], range(256), settings))
+        asyncio.run(model.close())
+        return found
+
+    expected = all_draws(8)
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    try:
+        # Keys and values of all 256 take 34 MB. The driver calls the rest free, so only torch refuses them.
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**25) / total)
+        assert all_draws("auto") == expected
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert any("memory does not hold 256 draws at once" in message for message in caplog.messages)
