@@ -86,7 +86,7 @@ def kinds(record: dict[str, Any]) -> dict[str, str]:
     return {name: type(value).__name__ for name, value in record.items() if name != "verdict"}
 
 
-@pytest.mark.parametrize("backend", ["hf", "openai"])
+@pytest.mark.parametrize("backend", ["hf", pytest.param("openai", marks=pytest.mark.slow)])
 def test_records_have_one_shape_and_a_killed_run_goes_on(
     backend: str, corpus: Path, prompt: Path, rater: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
