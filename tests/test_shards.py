@@ -37,13 +37,12 @@ from tests.stage_runs import (
 )
 
 ITEMS = 13
-PROCESSES = pytest.param("local")
-RAY = pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.timeout(600)])
+RAY = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
-def slow(value: object) -> Any:
+def slow(*values: object) -> Any:
     """Return a case that is left for `-m slow`: each worker is a process of its own, which takes a second to begin."""
-    return pytest.param(value, marks=pytest.mark.slow)
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 class Script:
@@ -142,9 +141,16 @@ def done(outcome: Outcome) -> None:
 # --- the same run -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("engine", "count"), [pytest.param("local", 3), pytest.param("ray", 2, marks=RAY.marks)])
 @pytest.mark.parametrize(
-    "job", [slow("infer_traces"), slow("per annotator"), "second chances", "rate_items"], indirect=True
+    ("job", "engine", "count"),
+    [
+        slow("infer_traces", "local", 3),
+        slow("per annotator", "local", 3),
+        ("second chances", "local", 3),
+        ("rate_items", "local", 3),
+        *(pytest.param(kind, "ray", 2, marks=RAY) for kind in KINDS),
+    ],
+    indirect=["job"],
 )
 def test_several_workers_make_the_run_that_one_makes(job: Job, engine: str, count: int, tmp_path: Path) -> None:
     done(job(out=tmp_path / "alone"))
@@ -300,8 +306,15 @@ def test_ctrl_c_twice_leaves_the_draws_of_all_workers(job: Job, tmp_path: Path) 
     goes_on(job, 4, tmp_path / "alone", *workers(2))
 
 
-@pytest.mark.parametrize("engine", [PROCESSES, RAY])
-@pytest.mark.parametrize("job", [slow("infer_traces"), "rate_items"], indirect=True)
+@pytest.mark.parametrize(
+    ("job", "engine"),
+    [
+        slow("infer_traces", "local"),
+        ("rate_items", "local"),
+        *(pytest.param(kind, "ray", marks=RAY) for kind in ("infer_traces", "rate_items")),
+    ],
+    indirect=["job"],
+)
 def test_what_a_worker_cannot_do_is_one_line(job: Job, engine: str, tmp_path: Path) -> None:
     job.script.fault = Fault(401, "Your key has expired.", "invalid_request_error", "invalid_api_key")
     outcome = job(*workers(2, engine))
