@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import BudgetOptions, EngineOptions, WorkerOptions, parse_options
+from pipelines.options import (
+    BATCH_SIZE,
+    BatchSizeOption,
+    BudgetOptions,
+    EngineOptions,
+    WorkerOptions,
+    parse_options,
+)
 from pipelines.session import draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
 from raters.records import MOST_DRAWS, BudgetError, JudgeseyeError, StorageError
@@ -60,7 +67,7 @@ class InferTracesOptions(BudgetOptions, EngineOptions, WorkerOptions):
     guideline: str | None = Field(None, description="file of the guideline to draw under (default: the corpus's)")
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
     adapter: str | None = Field(None, description="LoRA adapter folder for student, hf/… or vllm/<path or id>")
-    batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
+    batch_size: BatchSizeOption = BATCH_SIZE
     prompt: str | None = Field(None, description="prompt of prompts/ or a .md file (default: the model's own)")
     k: int = Field(16, ge=1, le=MOST_DRAWS, description="most draws for an item; a larger k later goes on with more")
     strategy: Literal["adaptive", "fixed"] | None = Field(

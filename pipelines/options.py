@@ -8,7 +8,7 @@ import re
 import types
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 _MOST_SHOWN = 80
 _OURS = ("model", "tokenizer", "trust_remote_code", "enable_lora", "max_loras")
+
+
+BatchSizeOption = Literal["auto"] | Annotated[int, Field(ge=1)]
+BATCH_SIZE: Any = Field(
+    "auto",
+    description="most rows that hf/<path or id> generates at once, of those that --concurrency lets wait; auto: what "
+    "the GPU's memory holds, or 16 without a GPU",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -278,6 +286,7 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         return kind.model_validate({**from_file, **given})
     except ValidationError as error:
         detail = error.errors()[0]
+        least = next((f" of at least {one['ctx']['ge']}" for one in error.errors() if "ge" in one.get("ctx", {})), "")
         if detail["type"] == "boolean":
             raise ConfigError(
                 f"{path}: {detail['msg']} {detail['ctx']['value']}: must be a number, not yes or no"
@@ -287,7 +296,7 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         choices = _metavar(kind.model_fields[name].annotation, name) if name in kind.model_fields else ""
         message = detail["msg"].removeprefix("Input should be ")
         if choices.startswith("{"):
-            message = "one of " + choices.strip("{}").replace(",", ", ").replace(", N", ", or a whole number")
+            message = "one of " + choices.strip("{}").replace(",N", f",or a whole number{least}").replace(",", ", ")
         if detail["type"] == "tuple_type":
             message = "a list, such as [a, b]"
         value = detail["input"] if isinstance(detail["input"], str) else repr(detail["input"])
@@ -305,6 +314,7 @@ def _flag(name: str) -> str:
 
 def _metavar(annotation: Any, name: str) -> str:
     members = get_args(annotation) if get_origin(annotation) in (types.UnionType, Union) else (annotation,)
+    members = tuple(get_args(member)[0] if get_origin(member) is Annotated else member for member in members)
     choices = [str(value) for member in members if get_origin(member) is Literal for value in get_args(member)]
     if choices:
         return "{" + ",".join(choices) + ("" if int not in members else ",N") + "}"

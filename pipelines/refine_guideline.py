@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import EndpointOptions, parse_options
+from pipelines.options import BATCH_SIZE, BatchSizeOption, EndpointOptions, parse_options
 from pipelines.screen import say
 from pipelines.session import draw_until_done, run_loop
 from raters.records import MOST_DRAWS, JudgeseyeError, StorageError
@@ -83,7 +83,7 @@ class RefineGuidelineOptions(EndpointOptions):
     output_price: float | None = Field(None, ge=0, description="USD for a million tokens written")
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
     writer_base_url: str | None = Field(None, description="endpoint of the writer, if another than --base-url")
-    batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
+    batch_size: BatchSizeOption = BATCH_SIZE
     concurrency: int = Field(32, ge=1, le=4096, description="requests in work at once")
     resamples: int = Field(2000, ge=200, le=100_000, description="of the bootstrap")
     seed: int = Field(0, description="of all choices, and of the raters' draws")
