@@ -92,9 +92,8 @@ def test_recording_and_attributing_the_student(tmp_path: Path) -> None:
         what = f"{count} swept quer{'y' if count == 1 else 'ies'}, 25 mixtures of them"
         print(f"{what}{', error proxy' if finite else ''}: {ratios[count, finite]:.2f} x the training run")
     further = (ratios[5, False] - ratios[1, False]) / 4
-    print(
-        f"each further swept query {further:.2f} x; 25 swept one by one would be {ratios[1, False] + 24 * further:.0f} x"
-    )
+    alone = ratios[1, False] + 24 * further
+    print(f"each further swept query {further:.2f} x; 25 swept one by one would be {alone:.0f} x")
     assert overhead < 0.15
     assert ratios[1, False] <= 3
     assert ratios[5, False] <= 8.5
@@ -103,7 +102,6 @@ def test_recording_and_attributing_the_student(tmp_path: Path) -> None:
 @pytest.mark.benchmark
 def test_attributing_where_calls_cost_more_than_arithmetic(tmp_path: Path) -> None:
     problem, queries = network_problem(Setting(steps=128, batch=32, lr=1e-3), examples=512, width=12, hidden=32)
-    problem.parts = ("all",)
     plain = min(cpu_seconds(lambda number=number: problem.train(tmp_path / f"{number}")) for number in range(3))  # type: ignore[misc]
     trajectory = Trajectory(tmp_path / "0")
     ratios = {}
