@@ -24,7 +24,7 @@ STAGE = "export_rater"
 DESCRIPTION = """\
 Take a rater to an evaluation harness: python -m pipelines.export_rater rater.yaml --to inspect --out DIR
 
-Writes to --out what the harness loads, with rater.yaml, certificate.json, guideline.md, and judge.py, which builds the
+Writes to --out what the harness loads, with rater.yaml, certificate.json, guideline.md, and one file that builds the
 rater's messages and reads its verdicts with nothing but Python; README.md says in three lines how to run it."""
 
 

@@ -1,7 +1,7 @@
 """What an exported folder holds, for each harness: the same core, one thin file, and how to run it in three lines.
 
-The core needs nothing but Python: `judge.py`, which builds messages and reads verdicts with this project's own code,
-and `rater.json`, which says what the rater is. `rater.yaml`, `certificate.json` and `guideline.md` stand beside them.
+The core needs nothing but Python: `judge_<name>.py`, which builds messages and reads verdicts with this project's own
+code, and `rater.json`, which says what the rater is; `rater.yaml`, `certificate.json` and `guideline.md` beside them.
 """
 
 from __future__ import annotations
@@ -74,6 +74,11 @@ class Export:
         """What `judge` is made of."""
         return portable_record(self.spec, self.naming)
 
+    @property
+    def module(self) -> str:
+        """Name of the file that rates; of its own, since a harness may load several raters into one program."""
+        return f"judge_{self.naming.name}"
+
     def core(self) -> Files:
         """Return the files that every folder has.
 
@@ -87,7 +92,9 @@ class Export:
         )
         names = [*_NAMES, "ObservedJudge"] if observed else _NAMES
         files: Files = {
-            "judge.py": one_file("raters.exports.rule_reader" if observed else "raters.exports.judge", names, head),
+            f"{self.module}.py": one_file(
+                "raters.exports.rule_reader" if observed else "raters.exports.judge", names, head
+            ),
             "rater.json": _json(self.record),
             "certificate.json": _json(spec.certificate or _NOT_MEASURED),
             "guideline.md": spec.dimension.guideline.rstrip("\n") + "\n",
@@ -123,9 +130,7 @@ class Export:
         if self.record["embedded"]:
             return "It needs no model and no key."
         serve = serving_line(self.spec)
-        at = (
-            "Set OPENAI_API_KEY, and OPENAI_BASE_URL for a server of your own (JUDGE_API_KEY, JUDGE_BASE_URL go first)."
-        )
+        at = "JUDGE_BASE_URL and JUDGE_API_KEY, or else OPENAI_BASE_URL and OPENAI_API_KEY, say where its model is."
         return at if serve is None else f"Serve its model (`{serve}`) and set JUDGE_BASE_URL=http://localhost:8000/v1."
 
 
@@ -144,7 +149,7 @@ def _inspect(export: Export) -> Files:
     package = f"rater_{name}"
     inside = {
         **export.core(),
-        "scorer.py": _harness("inspect_scorer", relative=True),
+        "scorer.py": _harness(export, "inspect_scorer", relative=True),
         "__init__.py": f'"""{name}."""\n',
     }
     inside["_registry.py"] = (
@@ -222,7 +227,7 @@ metadata:
     return {
         **export.core(),
         f"{name}.yaml": task,
-        "utils.py": _harness("lm_eval_task"),
+        "utils.py": _harness(export, "lm_eval_task"),
         "README.md": export.readme(
             f"Once: `pip install 'lm-eval[api]>=0.4.9'`. {export.server}", f"`{command} {model} --log_samples -o OUT`"
         ),
@@ -232,23 +237,22 @@ metadata:
 def _promptfoo(export: Export) -> Files:
     name = export.naming.name
     others = [field for field in export.naming.fields if field != export.naming.output]
-    if odd := [field for field in others if not field.isidentifier()]:
+    # Tests name items and hold none of their texts: promptfoo reads a variable as a template, a file's name, or JSON.
+    tests = [{"vars": {"item_id": one.item_id}} for one in export.items]
+    if odd := [one.item_id for one in export.items if not re.fullmatch(r"[\w.-]+", one.item_id)]:
         raise ConfigError(
-            f"--to promptfoo: field {shown(odd[0])} is no name of a variable there; rename it in the corpus"
+            f"--to promptfoo: item_id {shown(odd[0])} would be read as a template or a file there; rename it"
         )
-    items = [{field: one.inputs[field] for field in others} for one in export.items]
-    prompt = "\n\n".join(f"{{{{ {field} }}}}" for field in others) or "Write something."
-    tests = [{"vars": {field: _nunjucks(text) for field, text in item.items()}} for item in items]
     config = {
-        "description": f"{name}, as {export.spec.model} rates it",
-        "prompts": [prompt],
+        "description": f"{name} by a rater of judgeseye",
+        "prompts": ["file://assertion.py:asked"],
         "providers": ["openai:chat:NAME"],
-        "defaultTest": {"assert": [{"type": "python", "value": "file://assertion.py", "metric": name}]},
+        "defaultTest": {"assert": [{"type": "python", "value": "file://assertion.py"}]},
         "tests": tests or [{"vars": dict.fromkeys(others, "…")}],
     }
     files: Files = {
         **export.core(),
-        "assertion.py": _harness("promptfoo_assertion"),
+        "assertion.py": _harness(export, "promptfoo_assertion"),
         "promptfooconfig.yaml": _yaml(config),
     }
     run = "put your model in place of NAME in promptfooconfig.yaml and run `promptfoo eval` in this folder"
@@ -260,7 +264,7 @@ def _promptfoo(export: Export) -> Files:
                     "rubricPrompt": _rubric_prompt(export),
                     "provider": f"openai:chat:{export.record['model']}",
                 },
-                "assert": [{"type": "llm-rubric", "value": f"{export.spec.dimension.name}, by the guideline"}],
+                "assert": [{"type": "llm-rubric", "value": "what the guideline asks for"}],
             },
         }
         files["promptfooconfig.rubric.yaml"] = _yaml(rubric)
@@ -271,7 +275,7 @@ def _promptfoo(export: Export) -> Files:
 
 def _rubric_prompt(export: Export) -> str:
     """Return the guideline as promptfoo asks by it, in its own form of answer."""
-    guideline, labels = _nunjucks(export.spec.dimension.guideline), _nunjucks(export.record["labels"])
+    guideline, labels = _no_template(export.spec.dimension.guideline), _no_template(export.record["labels"])
     system = (
         f"{guideline}\n\nRate the output by the guideline above. The allowed labels are: {labels}. Give `score` as the "
         "place of the label between the lowest (0) and the highest (1), and `pass` if it is in the upper half. What "
@@ -290,7 +294,7 @@ def _deepeval(export: Export) -> Files:
     )
     return {
         **export.core(),
-        "metric.py": _harness("deepeval_metric"),
+        "metric.py": _harness(export, "deepeval_metric"),
         "README.md": export.readme(f"Once: `pip install 'deepeval>=4.0'`. {export.server}", f"{run}{other}."),
     }
 
@@ -300,8 +304,8 @@ def _mlflow(export: Export) -> Files:
     align = "`guideline_judge().align(traces, TraceOptimizer('work'))` (optimizer.py) needs judgeseye beside it"
     return {
         **export.core(),
-        "mlflow_scorer.py": _harness("mlflow_scorer"),
-        "optimizer.py": _harness("mlflow_optimizer"),
+        "mlflow_scorer.py": _harness(export, "mlflow_scorer"),
+        "optimizer.py": _harness(export, "mlflow_optimizer"),
         "README.md": export.readme(f"Once: `pip install 'mlflow>=3.5' openai`. {export.server}", f"{run}; {align}."),
     }
 
@@ -332,7 +336,7 @@ def _openai_batch(export: Export) -> Files:
     return {
         **export.core(),
         **files,
-        "read_answers.py": _harness("read_answers"),
+        "read_answers.py": _harness(export, "read_answers"),
         "README.md": export.readme(
             f"{ask} with `--model {judge.model}`.", "Then `python read_answers.py answers.jsonl` writes verdicts.jsonl."
         ),
@@ -345,7 +349,7 @@ def _python(export: Export) -> Files:
     fields = ", ".join(f'"{field}": "…"' for field in export.naming.fields)
     return {
         **export.core(),
-        "__init__.py": _harness("function", relative=True),
+        "__init__.py": _harness(export, "function", relative=True),
         "README.md": export.readme(
             f"It needs nothing but Python 3.10 or later. {export.server}",
             f"`from {export.folder.name} import rate`, then `rate({{{fields}}}).verdict`.",
@@ -374,15 +378,21 @@ def _place(export: Export) -> str:
     return shlex.quote(str(export.folder) if export.folder.is_absolute() else f"./{export.folder}")
 
 
-def _harness(name: str, *, relative: bool = False) -> str:
-    """Return a harness's file as it stands in an export, where judge.py lies beside it."""
-    text = (_HARNESS / f"{name}.py").read_text(encoding="utf-8")
-    return re.sub(r"^from raters\.exports\.(?:harness\.)?", f"from {'.' if relative else ''}", text, flags=re.MULTILINE)
+def _harness(export: Export, name: str, *, relative: bool = False) -> str:
+    """Return a harness's file as it stands in an export.
+
+    Args:
+        export: Whose file it will be.
+        name: Of the file here.
+        relative: True if the folder is a package.
+    """
+    text = (_HARNESS / f"{name}.py").read_text(encoding="utf-8").replace("raters.exports.harness.", "")
+    return text.replace("from raters.exports.judge import", f"from {'.' if relative else ''}{export.module} import")
 
 
-def _nunjucks(text: str) -> str:
-    """Return a text that promptfoo's templates show as it is."""
-    return text.replace("{", "\0").replace("\0", "{{ '{' }}")
+def _no_template(text: str) -> str:
+    """Return a text that no template language reads as its own, however often it is filled."""
+    return re.sub(r"(?<=\{)(?=[{%#])|(?<=[}%#])(?=\})", " ", text)
 
 
 def _json(record: object) -> str:

@@ -1,9 +1,9 @@
 """A rater outside this project: the same messages, draws and verdicts, from the standard library alone.
 
-`one_file` copies what stands here, with all that it uses from other modules, into the `judge.py` of an exported folder.
-So this module may import from the project only what rests on the standard library, and nothing is parsed by two pieces
-of code. What a rater is stands beside it in `rater.json` (see `portable`), where the prompt is in pieces: no template
-language is left that an item could speak.
+`one_file` copies what stands here, with all that it uses from other modules, into the file of an exported folder that
+rates. So this module may import from the project only what rests on the standard library, and nothing is parsed by two
+pieces of code. What a rater is stands beside it in `rater.json` (see `portable`), where the prompt is in pieces: no
+template language is left that an item could speak.
 """
 
 from __future__ import annotations
