@@ -286,7 +286,7 @@ def _rubric_prompt(export: Export) -> str:
 
 
 def _deepeval(export: Export) -> Files:
-    run = "`from metric import RaterMetric`, then `evaluate(test_cases, [RaterMetric(threshold=…)])` in this folder"
+    run = "`from metric import RaterMetric`, then `evaluate(cases, [RaterMetric(native_threshold=…)])` in this folder"
     other = (
         ""
         if export.record["embedded"]

@@ -195,17 +195,23 @@ class Judge:
         """
         if rating.value is None:
             return None
-        kind, labels = self._scale["type"], self.labels
-        if kind == "interval":
-            return (rating.value - self._scale["min"]) / (self._scale["max"] - self._scale["min"])
-        if kind == "ordinal":
-            least, most = self._quantity(labels[0]), self._quantity(labels[-1])
-            return (rating.value - least) / (most - least)
-        place = labels.index(rating.verdict) if rating.verdict is not None else 0
+        kind = self._scale["type"]
+        if kind in ("ordinal", "interval"):
+            return self.share_of(rating.value)
+        place = self.labels.index(rating.verdict) if rating.verdict is not None else 0
         if kind == "nominal":
             return float(place == 0)
         evaluated = 1 if self.output == self._scale["fields"][1] else 0
         return 0.5 if place == 2 else float(place == evaluated)
+
+    def share_of(self, number: float) -> float:
+        """Return where a number, as `number` has it, stands from 0 (least) to 1 (most)."""
+        kind, labels = self._scale["type"], self.labels
+        if kind in ("nominal", "pairwise"):
+            return number
+        ends = (self._scale["min"], self._scale["max"]) if kind == "interval" else (labels[0], labels[-1])
+        least, most = self._quantity(ends[0]), self._quantity(ends[1])
+        return (number - least) / (most - least)
 
     # --- rating -------------------------------------------------------------------------------------------
 

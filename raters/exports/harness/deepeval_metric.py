@@ -27,19 +27,21 @@ _MOST = 10
 class RaterMetric(BaseMetric):
     """The rater; an item's fields are a test case's input, actual output, and metadata by name.
 
-    Attributes:
-        threshold: Least rating that passes, on the rater's own scale; None if all that can be read do.
+    Args:
+        threshold: Least place on the scale that passes, from 0 to 1; all that can be read do by default.
+        native_threshold: The same as a rating on the rater's own scale.
+        async_mode: As deepeval has it.
     """
 
     async_mode = True
     include_reason = True
     evaluation_model = JUDGE.model
 
-    def __init__(self, threshold: float | None = None, async_mode: bool = True) -> None:
+    def __init__(self, threshold: float = 0.0, native_threshold: float | None = None, async_mode: bool = True) -> None:
         """Ask nothing yet."""
-        self.async_mode = async_mode
-        self.native_threshold = threshold
-        self.threshold = None
+        # deepeval copies a metric by calling this with the attributes of the same names.
+        self.async_mode, self.native_threshold = async_mode, native_threshold
+        self.threshold = threshold if native_threshold is None else JUDGE.share_of(native_threshold)
         self.score = self.reason = self.success = self.error = None
         self.score_breakdown = None
 
@@ -58,13 +60,12 @@ class RaterMetric(BaseMetric):
         inputs = JUDGE.item(test_case.metadata or {}, test_case.actual_output, test_case.input)
         rating = JUDGE.rate(inputs)
         self.reason = "\n\n".join(rating.reasoning)
-        value = JUDGE.number(rating)
         self.score_breakdown = {JUDGE.name: JUDGE.native(rating), **JUDGE.told(rating)}
-        if value is None:
+        if rating.value is None:
             self.error = "not rated: its answer cannot be read"
             raise JudgeError(f"{JUDGE.name}: {self.error}")
         self.score = JUDGE.share(rating)
-        self.success = self.native_threshold is None or value >= self.native_threshold
+        self.success = self.score is not None and self.score >= self.threshold
         return self.score
 
     async def a_measure(self, test_case: LLMTestCase, *_: Any, **__: Any) -> float | None:

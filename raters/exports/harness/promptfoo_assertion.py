@@ -33,9 +33,9 @@ def asked(context: Mapping[str, Any]) -> str:
     return json.dumps([{"role": "user", "content": content}])
 
 
-def get_assert(output: str, context: Mapping[str, Any]) -> dict[str, Any]:
+def get_assert(output: Any, context: Mapping[str, Any]) -> dict[str, Any]:
     """Return what promptfoo asks of an assertion."""
-    rating = JUDGE.rate(JUDGE.item(_known(context), output))
+    rating = JUDGE.rate(JUDGE.item(_known(context), output if isinstance(output, str) else json.dumps(output)))
     value, threshold = JUDGE.number(rating), (context.get("config") or {}).get("threshold")
     reasons = "\n\n".join(rating.reasoning)
     if value is None:
