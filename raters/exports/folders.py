@@ -318,7 +318,9 @@ def _openai_batch(export: Export) -> Files:
     from raters.exports.rule_reader import ObservedJudge
 
     judge = (Judge if export.record["observations"] is None else ObservedJudge)(export.record, Path())
-    files, lines, size = {}, [], 0
+    files: Files = {}
+    lines: list[bytes] = []
+    size = 0
     for place, one in enumerate(export.items):
         inputs = judge.item(one.inputs)
         for draw in range(judge.draws):

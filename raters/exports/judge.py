@@ -28,6 +28,7 @@ from raters.records import Label
 from raters.scales import listed_label, number_between, rating_text
 from raters.traces import trace_of
 
+__all__ = ["Completion", "Judge", "JudgeError", "Rating", "completion_from", "completion_of", "load"]
 TRIES = 6
 TIMEOUT_SECONDS = 600.0
 _PASSING = (408, 409, 429)
@@ -262,7 +263,7 @@ class Judge:
                     continue
                 if error.code not in _PASSING and error.code < 500:
                     break
-                wait = _retry_after_seconds(error.headers)
+                wait = _retry_after_seconds({name.lower(): value for name, value in error.headers.items()})
             except (OSError, ValueError) as error:  # no connection, a timeout, or an answer that cannot be read
                 problem = one_line(str(getattr(error, "reason", error)) or type(error).__name__)
             if tries < TRIES:

@@ -90,10 +90,11 @@ def _read(module: str) -> _Module:
     top = _Module({}, {}, {})
     body = ast.parse(text).body
     for place, node in enumerate(body):
-        for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
-            name = (alias.asname or alias.name).partition(".")[0]
-            source = (alias.name, None) if isinstance(node, ast.Import) else (str(node.module), alias.name)
-            top.imports.setdefault(name, []).append(source)
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                name = (alias.asname or alias.name).partition(".")[0]
+                source = (alias.name, None) if isinstance(node, ast.Import) else (str(node.module), alias.name)
+                top.imports.setdefault(name, []).append(source)
         for name in _defined(node):
             following = body[place + 1] if place + 1 < len(body) else None
             last = following if _is_docstring(following) else node

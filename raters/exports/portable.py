@@ -6,6 +6,7 @@ So an exported rater fills no template, and text that looks like one stays text.
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ def naming_of(
     chosen = output or (*pair[1:], *described, found[-1])[0]
     if chosen not in found:
         raise ConfigError(f"--output-field {shown(chosen)}: is not one of the fields ({', '.join(found)})")
-    if name is not None and (not name.isidentifier() or not name.isascii()):
+    if name is not None and (not name.isidentifier() or not name.isascii() or keyword.iskeyword(name)):
         raise ConfigError(f"--name {shown(name)}: must be an identifier, such as helpfulness")
     return Naming(name or as_name(spec.dimension.name), found, chosen, served_model)
 

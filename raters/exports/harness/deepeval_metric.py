@@ -42,8 +42,11 @@ class RaterMetric(BaseMetric):
         # deepeval copies a metric by calling this with the attributes of the same names.
         self.async_mode, self.native_threshold = async_mode, native_threshold
         self.threshold = threshold if native_threshold is None else JUDGE.share_of(native_threshold)
-        self.score = self.reason = self.success = self.error = None
-        self.score_breakdown = None
+        self.score: float | None = None
+        self.success: bool | None = None
+        self.reason: str | None = None
+        self.error: str | None = None
+        self.score_breakdown: dict[str, Any] | None = None
 
     @property
     def __name__(self) -> str:

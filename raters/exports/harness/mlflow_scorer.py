@@ -57,7 +57,7 @@ def guideline_judge(model: str | None = None, guideline: str | None = None) -> J
         name=JUDGE.name,
         instructions=instructions_of(guideline or JUDGE.guideline),
         model=model or f"openai:/{JUDGE.model}",
-        feedback_value_type=Literal[JUDGE.labels] if _can_be_listed() else float,  # type: ignore[valid-type]
+        feedback_value_type=Literal[JUDGE.labels] if _can_be_listed() else float,
         # MLflow asks at the very address that it is given.
         base_url=None if model or not base_url else f"{base_url.rstrip('/')}/chat/completions",
     )
