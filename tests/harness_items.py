@@ -17,8 +17,9 @@ from raters.models.protocol import SamplingSettings
 from raters.prompts import load_prompt
 from raters.questions import Question
 from raters.rater_files import RaterSpec
+from raters.records import Item
 from tests.scripted_server import Answer
-from tests.small_corpora import DIMENSION, ORDINAL_5, write_corpus
+from tests.small_corpora import DIMENSION, ORDINAL_5, dimension_of, write_corpus
 
 MODEL = "grader-1"
 GUIDELINE = """# How good is the reply?
@@ -102,11 +103,30 @@ def expected(inputs: tuple[str, str]) -> float | None:
 
 
 def by_item(requests: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what was asked about each item: messages and seeds, in an order that does not depend on chance."""
+    """Return what was asked about each item in the form of the golden file: messages and seeds."""
+    names = {json.dumps(one["messages"]): name for name, one in golden().items()}
     asked: dict[str, Any] = {}
     for body in requests:
         if is_rating(body):
-            messages = body["messages"]
-            key = json.dumps(messages, ensure_ascii=False)
-            asked.setdefault(key, []).append(body.get("seed"))
-    return {key: sorted(seeds) for key, seeds in sorted(asked.items())}
+            name = names.get(json.dumps(body["messages"]), f"other messages: {body['messages']}")
+            asked.setdefault(name, set()).add(body.get("seed"))
+    return {name: sorted(seeds) for name, seeds in asked.items()}
+
+
+def golden() -> dict[str, Any]:
+    """Return what every harness has to come to: messages and seeds of each item's draws, and the rating.
+
+    Messages are those of the library, which has tests of its own; the rating is worked out by the rule.
+    """
+    dimension = dimension_of(ORDINAL_5, GUIDELINE)
+    question = Question(dimension, load_prompt("rate"))
+    found = {}
+    for name, (asked, reply) in INPUTS.items():
+        item = Item(name, {"question": asked, "reply": reply}, {})
+        seeds = [draw_seed(3, f"question\0{asked}\0reply\0{reply}", DIMENSION, draw) for draw in range(2)]
+        found[name] = {"messages": question.about(item)(), "seeds": seeds, "rating": expected((asked, reply))}
+    return found
+
+
+if __name__ == "__main__":  # python -m tests.harness_items > tests/integration/harnesses.json
+    print(json.dumps(golden(), indent=1, ensure_ascii=False))

@@ -7,6 +7,7 @@ code, and `rater.json`, which says what the rater is; `rater.yaml`, `certificate
 from __future__ import annotations
 
 import json
+import keyword
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -346,7 +347,7 @@ def _openai_batch(export: Export) -> Files:
 
 
 def _python(export: Export) -> Files:
-    if not export.folder.name.isidentifier():
+    if not export.folder.name.isidentifier() or keyword.iskeyword(export.folder.name):
         raise ConfigError(f"--out {export.folder}: Python imports no such name; give a folder such as my_rater")
     fields = ", ".join(f'"{field}": "…"' for field in export.naming.fields)
     return {

@@ -173,7 +173,7 @@ def naming_of(
     described = fit.fields[-1:] if observed and fit else ()
     chosen = output or (*pair[1:], *described, found[-1])[0]
     if chosen not in found:
-        raise ConfigError(f"--output-field {shown(chosen)}: is not one of the fields ({', '.join(found)})")
+        raise ConfigError(f"--output-field {shown(chosen)}: is not one of the fields; give one of {', '.join(found)}")
     if name is not None and (not name.isidentifier() or not name.isascii() or keyword.iskeyword(name)):
         raise ConfigError(f"--name {shown(name)}: must be an identifier, such as helpfulness")
     return Naming(name or as_name(spec.dimension.name), found, chosen, served_model)
