@@ -181,7 +181,13 @@ def mine():
     scores, _ = inspect_samples(tmp_path / "logs")
     found = {name: None if str(one["value"]).lower() == "nan" else one["value"] for name, one in scores.items()}
     assert found == RATINGS
-    assert_asked_as_golden(server)
+    asked = by_item(server.requests)
+    # inspect_ai itself takes a <think> block out of what the evaluated model wrote, before any scorer sees it.
+    (other,) = asked.keys() - GOLDEN.keys()
+    assert "five" not in other
+    assert "a seat that creeps" in other
+    del asked[other]
+    assert asked == {name: sorted(one["seeds"]) for name, one in GOLDEN.items() if name != UNREADABLE}
 
 
 # --- lm-evaluation-harness --------------------------------------------------------------------------------
