@@ -60,8 +60,9 @@ def main(arguments: Sequence[str]) -> int:
         arguments = ["--rater", *arguments]
     options = parse_options(ExportRaterOptions, STAGE, DESCRIPTION, arguments)
     from raters.corpora import find_corpus, load_corpus
-    from raters.exports.folders import Export, export_files
+    from raters.exports.folders import Export
     from raters.exports.portable import naming_of
+    from raters.exports.targets import export_files
     from raters.rater_files import read_rater
     from raters.runs import RunFolder, git_revision, versions
 

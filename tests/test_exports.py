@@ -17,11 +17,12 @@ import pytest
 
 from raters.corpora import load_corpus
 from raters.corpus_files import Dimension
-from raters.exports.folders import Export, export_files
+from raters.exports.folders import Export
 from raters.exports.judge import Judge, JudgeError, completion_from, completion_of
 from raters.exports.one_file import one_file
 from raters.exports.portable import Naming, as_name, naming_of, portable_record
 from raters.exports.rule_reader import ObservedJudge
+from raters.exports.targets import export_files
 from raters.models.protocol import Completion, SamplingSettings
 from raters.observations import fit_observations
 from raters.prompts import load_prompt, prompt_from_text
@@ -335,7 +336,7 @@ def test_models_are_called_as_servers_call_them() -> None:
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waits: list[float] = []
-    monkeypatch.setattr("raters.exports.judge.time.sleep", lambda seconds: waits.append(seconds) if seconds else None)
+    monkeypatch.setattr("raters.exports.asking.time.sleep", lambda seconds: waits.append(seconds) if seconds else None)
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "JUDGE_BASE_URL", "JUDGE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     return waits
@@ -463,7 +464,7 @@ def test_an_adapter_goes_along(tmp_path: Path) -> None:
 def test_files_of_requests_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from raters.exports.folders import Rated
 
-    monkeypatch.setattr("raters.exports.folders.MOST_REQUESTS", 7)
+    monkeypatch.setattr("raters.exports.targets.MOST_REQUESTS", 7)
     spec = rater_of(load_corpus(write_items(tmp_path / "items")))
     items = [Rated(name, {"question": question, "reply": reply}, 1) for name, (question, reply) in INPUTS.items()]
     export = Export(spec, Naming("quality", ("question", "reply"), "reply"), items, tmp_path)

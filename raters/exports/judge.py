@@ -9,19 +9,15 @@ template language is left that an item could speak.
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from raters.drawing import draw_seed, is_swapped
-from raters.models.openai import OPENAI_BASE_URL, _error_text, _pause_seconds, _retry_after_seconds, _text
-from raters.models.protocol import Completion, Message, one_line, split_reasoning
+from raters.exports.asking import JudgeError, Server, completion_from, completion_of
+from raters.models.protocol import Completion, Message, one_line
 from raters.prompts import harmless
 from raters.rating import Rating
 from raters.records import Label
@@ -29,16 +25,7 @@ from raters.scales import listed_label, number_between, rating_text
 from raters.traces import trace_of
 
 __all__ = ["Completion", "Judge", "JudgeError", "Rating", "completion_from", "completion_of", "load"]
-TRIES = 6
-TIMEOUT_SECONDS = 600.0
-_PASSING = (408, 409, 429)
 _NEAR = 1e-9
-_MOST_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens")
-"""OpenAI's newer models want the second, older servers know the first alone."""
-
-
-class JudgeError(RuntimeError):
-    """What keeps an item from being rated: a field that is missing, a server that does not answer."""
 
 
 class Judge:
@@ -62,7 +49,7 @@ class Judge:
         self._scale: Mapping[str, Any] = record["scale"]
         self._sampling: Mapping[str, Any] = record["sampling"]
         self.draws: int = self._sampling["draws"]
-        self._length_field = _MOST_TOKENS_FIELDS[0]
+        self._server = Server()
 
     # --- what is told of it -------------------------------------------------------------------------------
 
@@ -159,7 +146,7 @@ class Judge:
             "messages": self.messages(inputs, draw),
             "seed": self.seed(inputs, draw),
             "temperature": self._sampling["temperature"],
-            self._length_field: self._sampling["max_tokens"],
+            "max_tokens": self._sampling["max_tokens"],
         }
         return body if self._sampling["top_p"] == 1.0 else {**body, "top_p": self._sampling["top_p"]}
 
@@ -250,33 +237,7 @@ class Judge:
         Raises:
             JudgeError: If the server refuses the request, or does not answer after all tries.
         """
-        for tries in range(1, TRIES + 1):
-            problem, wait = "", None
-            try:
-                return completion_of(self._send(self.body(inputs, draw)))
-            except urllib.error.HTTPError as error:
-                words = _words_of(error)
-                problem = f"{error.code} {words}".strip()
-                newer = error.code == 400 and _MOST_TOKENS_FIELDS[1] in words and "supported" in words
-                if newer and self._length_field != _MOST_TOKENS_FIELDS[1]:
-                    self._length_field = _MOST_TOKENS_FIELDS[1]
-                    continue
-                if error.code not in _PASSING and error.code < 500:
-                    break
-                wait = _retry_after_seconds({name.lower(): value for name, value in error.headers.items()})
-            except (OSError, ValueError) as error:  # no connection, a timeout, or an answer that cannot be read
-                problem = one_line(str(getattr(error, "reason", error)) or type(error).__name__)
-            if tries < TRIES:
-                time.sleep(_pause_seconds(tries, wait))
-        raise JudgeError(f"{self.name}: {self.model} at {_shown_address()} gave no answer ({problem})")
-
-    def _send(self, body: Mapping[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("JUDGE_API_KEY") or os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key.strip()}"
-        request = urllib.request.Request(f"{_address()}/chat/completions", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-            return json.loads(answer.read())
+        return self._server.complete(self.body(inputs, draw), self.name)
 
     # --- the scale ----------------------------------------------------------------------------------------
 
@@ -336,29 +297,6 @@ def load(folder: str | Path) -> Judge:
     return Judge(record, Path(folder))
 
 
-def completion_of(payload: Any) -> Completion:
-    """Return the completion that a server answered with.
-
-    Raises:
-        ValueError: If the answer has none.
-    """
-    choices = payload.get("choices") if isinstance(payload, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    message = choice.get("message")
-    if not isinstance(message, dict):
-        failure = payload.get("error") if isinstance(payload, dict) else None
-        raise ValueError(one_line(_error_text(failure)) or "an answer without choices")
-    text = _text(message.get("content")) or _text(message.get("refusal"))
-    thought = _text(message.get("reasoning")) or _text(message.get("reasoning_content"))
-    return completion_from(text, thought, str(choice.get("finish_reason")))
-
-
-def completion_from(text: str, thought: str = "", finish_reason: str = "stop") -> Completion:
-    """Return a model's words as a completion, with the reasoning told from the answer."""
-    reasoning, answer = split_reasoning(text, thought)
-    return Completion(answer, reasoning, finish_reason, None, None)
-
-
 def _filled(pieces: Sequence[str], slots: Mapping[str, str]) -> str:
     """Return pieces of a prompt joined, every second one being the name of what stands there."""
     return "".join(slots[piece] if place % 2 else piece for place, piece in enumerate(pieces))
@@ -366,22 +304,3 @@ def _filled(pieces: Sequence[str], slots: Mapping[str, str]) -> str:
 
 def _known_by(inputs: Mapping[str, str]) -> str:
     return "\0".join(f"{name}\0{inputs[name]}" for name in sorted(inputs))
-
-
-def _address() -> str:
-    return (os.environ.get("JUDGE_BASE_URL") or os.environ.get("OPENAI_BASE_URL") or OPENAI_BASE_URL).rstrip("/")
-
-
-def _shown_address() -> str:
-    return one_line(_address().rpartition("@")[2].partition("?")[0])  # a password or key belongs in no message
-
-
-def _words_of(error: urllib.error.HTTPError) -> str:
-    """Return what a server says with a refusal, without the key, which some servers repeat."""
-    try:
-        words = _error_text(json.loads(error.read()))
-    except (OSError, ValueError):
-        words = ""
-    for name in ("JUDGE_API_KEY", "OPENAI_API_KEY"):
-        words = words.replace(os.environ.get(name, "").strip() or "\0", "[key]")
-    return one_line(words)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from pipelines.export_rater import main
+from raters.rater_files import read_rater
 from tests.harness_items import GUIDELINE, INPUTS, MODEL, UNREADABLE, answers, by_item, golden, write_rater
 from tests.places import CHECKOUT, DEMO
 from tests.scripted_server import ScriptedServer
@@ -154,6 +155,23 @@ def test_inspect_rates_the_held_out_items(tmp_path: Path, server: ScriptedServer
     labels = dict(zip(RATINGS, [1, 2, 3, 4, 5] * 2, strict=True))
     same = sum(int(rating + 0.5) == labels[name] for name, rating in RATINGS.items() if rating is not None)
     assert result["metrics"]["agreement"]["value"] == pytest.approx(same / 9)
+
+
+def test_another_model_in_inspect_is_not_the_certified_rater(tmp_path: Path, server: ScriptedServer) -> None:
+    _, rater = write_rater(tmp_path)
+    spec = read_rater(rater)
+    spec.certified({"certified": True, "rater_sha256": spec.sha256}).write(tmp_path / "certified.yaml")
+    items = ["--corpus", str(tmp_path / "items"), "--split", "all", "--limit", "1"]
+    assert main([str(tmp_path / "certified.yaml"), "--to", "inspect", *items, "--out", str(tmp_path / "export")]) == 0
+    tools = installed_in_inspect(tmp_path / "export")
+    told = {}
+    for name in (MODEL, "evaluated"):
+        command = [str(tools / "inspect"), "eval", "rater_quality/held_out", "--model", "none"]
+        command += ["--model-role", f"grader=openai-api/judge/{name}", "--log-dir", name, "--log-format", "json"]
+        run([*command, "--display", "none"], tmp_path, **keys(server))
+        scores, _ = inspect_samples(tmp_path / name)
+        told[name] = scores["plain"]["metadata"]["certified"]
+    assert told == {MODEL: True, "evaluated": False}
 
 
 def test_inspect_scores_a_task_of_the_user(tmp_path: Path, server: ScriptedServer) -> None:

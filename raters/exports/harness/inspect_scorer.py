@@ -64,6 +64,7 @@ def rater() -> Scorer:
             rating = JUDGE.joined(inputs, drawn)
         told = {"model": str(model or JUDGE.model), "verdict": str(rating.verdict), "label": target.text}
         told |= JUDGE.told(rating)
+        told["certified"] &= model is None or str(model).endswith(f"/{JUDGE.model}")  # another model is another rater
         explanation = "\n\n".join(rating.reasoning)
         value = JUDGE.native(rating)
         if value is None:
