@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from pipelines.command import run_command
-from pipelines.options import StageOptions, parse_options
+from pipelines.options import StageOptions, parse_options, positional
 from pipelines.screen import say
 from raters.journal import write_atomically
 from raters.records import ConfigError, DataError
@@ -31,7 +31,7 @@ rater's messages and reads its verdicts with nothing but Python; README.md says 
 class ExportRaterOptions(StageOptions):
     """Options of export_rater."""
 
-    rater: str | None = Field(None, description="rater.yaml; may stand first, without the flag")
+    rater: str | None = positional("rater.yaml of a run")
     to: Literal["inspect", "lm-eval", "promptfoo", "deepeval", "mlflow", "openai-batch", "python"] | None = Field(
         None, description="harness"
     )
@@ -56,8 +56,6 @@ class ExportRaterOptions(StageOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the stage and return its exit status."""
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--rater", *arguments]
     options = parse_options(ExportRaterOptions, STAGE, DESCRIPTION, arguments)
     from raters.corpora import find_corpus, load_corpus
     from raters.exports.folders import Export
@@ -67,8 +65,8 @@ def main(arguments: Sequence[str]) -> int:
     from raters.runs import RunFolder, git_revision, versions
 
     if options.rater is None or options.to is None or options.out is None:
-        name = "rater.yaml" if options.rater is None else "--to" if options.to is None else "--out"
-        raise ConfigError(f"{name}: missing; give all of RATER.yaml --to HARNESS --out FOLDER")
+        name = "RATER" if options.rater is None else "--to" if options.to is None else "--out"
+        raise ConfigError(f"{name}: missing; give a rater.yaml, --to and --out")
     spec = read_rater(Path(options.rater))
     corpus = None if options.corpus is None else load_corpus(find_corpus(options.corpus))
     items = [] if corpus is None else _rated(options, spec, corpus)

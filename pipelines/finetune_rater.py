@@ -85,6 +85,9 @@ class FinetuneRaterOptions(StageOptions):
     chat_template: str | None = Field(None, description="file of a chat template, instead of the base's own")
     merge: bool = Field(False, description="also write merged/, a whole model")
     keep_checkpoints: bool = Field(False, description="keep every checkpoint, not the last and the best alone")
+    record_trajectory: bool = Field(
+        False, description="also record every optimizer step in trajectory/, for select_traces; sft alone"
+    )
     out: str | None = Field(
         None, description="folder of this run (default: runs/<corpus>[-<dimension>]/finetune_rater)"
     )
@@ -165,7 +168,7 @@ def _run(plan: Plan, folder: RunFolder | None, began: float) -> dict[str, Any] |
             name: getattr(options, name)
             for name in (
                 "rank alpha dropout weight_decay lr_schedule beta micro_batch rating_batch gradient_checkpointing "
-                "keep_checkpoints"
+                "keep_checkpoints record_trajectory"
             ).split()
         },
     )

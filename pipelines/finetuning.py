@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -65,11 +66,10 @@ class Plan:
             "base target method ordinal seed seeds lr lr_schedule weight_decay rank alpha dropout beta pairs dev_draws "
             "dev_max_tokens max_length load_4bit adapter"
         )
-        traces = run.folder / "traces.jsonl"
         return {
             "corpus": run.corpus.name,
             "dimension": run.dimension.name,
-            "traces": sha256_of(traces.read_text(encoding="utf-8")),
+            "traces": sha256_of(run.kept.read_text(encoding="utf-8")),
             "guideline": self.question.dimension.guideline_sha256,
             "prompt": self.question.prompt.sha256,
             "dev_items": ids_sha256([run.corpus.item_ids[item] for item in self.dev.items]),
@@ -193,6 +193,24 @@ def _check_options(options: FinetuneRaterOptions) -> None:
         )
     if options.merge and options.load_4bit:
         raise ConfigError("--merge --load-4bit: weights in 4 bits cannot be merged; merge in a run without --load-4bit")
+    if options.record_trajectory:
+        _check_recordable(options)
+
+
+def _check_recordable(options: FinetuneRaterOptions) -> None:
+    """Refuse to record a run whose steps are no function of their examples, or that has more than one place to be."""
+    where, processes = "--record-trajectory", int(os.environ.get("WORLD_SIZE", "1"))
+    if options.dropout:
+        raise ConfigError(
+            f"{where} --dropout {options.dropout}: with dropout no step can be had again from its examples; leave one "
+            "of them out"
+        )
+    if options.method != "sft":
+        raise ConfigError(f"{where} --method {options.method}: sft alone is recorded; leave one of them out")
+    if options.load_4bit:
+        raise ConfigError(f"{where} --load-4bit: a base in 4 bits has no second derivatives; leave one of them out")
+    if processes > 1:
+        raise ConfigError(f"{where}: one process is recorded, and {processes} share this run; start one")
 
 
 def _read_template(path: str | None) -> str | None:

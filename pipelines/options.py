@@ -233,6 +233,11 @@ class WorkerOptions(StageOptions):
         return self.engine != "local" or (self.workers or 1) > 1
 
 
+def positional(description: str) -> Any:
+    """Return a field that stands on the command line without a flag; one a stage, and a text."""
+    return Field(None, description=description, json_schema_extra={"positional": True})
+
+
 Options = TypeVar("Options", bound=StageOptions)
 
 
@@ -243,9 +248,10 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         ConfigError: On an unknown flag or key or a value that is not allowed; names the flag or the file's key.
         SystemExit: After `--help`.
     """
+    alone = [name for name, field in kind.model_fields.items() if field.json_schema_extra]
     parser = _Parser(
         prog=f"python -m pipelines.{stage}",
-        usage=f"python -m pipelines.{stage} [options]",
+        usage=" ".join([f"python -m pipelines.{stage}", *map(str.upper, alone), "[options]"]),
         description=description,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -257,7 +263,9 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         text = (field.description or "").replace("%", "%%")
         if field.default not in (None, ()) and not isinstance(field.default, bool):
             text += f" (default: {field.default})"
-        if _is_switch(field.annotation):
+        if name in alone:
+            parser.add_argument(name, nargs="?", metavar=name.upper(), help=text)
+        elif _is_switch(field.annotation):
             parser.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
         elif get_origin(field.annotation) is tuple:
             parser.add_argument(_flag(name), nargs="+", action="extend", metavar=_metavar(str, name), help=text)

@@ -33,9 +33,10 @@ class ProgressBar:
     Args:
         total: How many items there are.
         state: Returns how many are done and a text for beside the bar.
+        unit: What is counted.
     """
 
-    def __init__(self, total: int, state: Callable[[], tuple[int, str]]) -> None:
+    def __init__(self, total: int, state: Callable[[], tuple[int, str]], unit: str = "item") -> None:
         """Show the bar as things stand."""
         self._state = state
         self._interval = _REFRESH_SECONDS if sys.stderr.isatty() else _REFRESH_SECONDS_IN_A_LOG
@@ -45,7 +46,7 @@ class ProgressBar:
 
         # Its own would be one for processes too, which a worker that is killed leaves behind, and Python then says so.
         tqdm.set_lock(threading.RLock())
-        self._bar = tqdm(total=total, initial=done, unit="item", postfix=text, dynamic_ncols=True, mininterval=0)
+        self._bar = tqdm(total=total, initial=done, unit=unit, postfix=text, dynamic_ncols=True, mininterval=0)
 
     def update(self) -> None:
         """Refresh the bar if it is time."""

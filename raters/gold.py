@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 
 from raters.corpora import Corpus
 from raters.corpus_files import AnnotationTable
+from raters.dawid_skene import dawid_skene
 from raters.records import ConfigError, Label
 from raters.scales import AnyScale, IntervalScale, NominalScale, OrdinalScale, PairwiseScale
 
 AggregateMethod = Literal["mean", "median", "majority"]
 GoldMethod = Literal["median", "majority", "mean", "paper", "per-annotator"]
+ImportGold = Literal[GoldMethod, "dawid-skene"]
+"""Those for a whole dimension at once: what `dawid-skene` says of an item depends on all others."""
+
 AGGREGATED = -1
 """Stands in `LabelTable.annotators` for a label that nobody gave alone."""
 
@@ -107,7 +111,7 @@ def default_method(scale: AnyScale) -> GoldMethod:
 
 
 def gold_labels(
-    corpus: Corpus, dimension: str, method: GoldMethod, chosen: NDArray[np.int64] | None = None
+    corpus: Corpus, dimension: str, method: ImportGold, chosen: NDArray[np.int64] | None = None
 ) -> LabelTable:
     """Return the labels of a dimension under a method.
 
@@ -117,6 +121,8 @@ def gold_labels(
     `mean`: the mean, rounded to the nearest label, half up.
     `paper`: items whose population standard deviation is above 1.0 are dropped, then the median.
     `per-annotator`: every annotation is a label of its own.
+    `dawid-skene`: the most probable label when people err in ways of their own, which are learnt from all labels of
+    the dimension (see `dawid_skene`); needs crowd-kit.
 
     Args:
         corpus: Where the annotations are.
@@ -125,7 +131,7 @@ def gold_labels(
         chosen: Indices of the items wanted; all if None.
 
     Raises:
-        ConfigError: If the method needs an order that the scale lacks.
+        ConfigError: If the method needs an order that the scale lacks, or a list of labels, or what is not installed.
     """
     scale, table = corpus.dimensions[dimension].scale, corpus.annotations(dimension)
     if method in ("median", "mean", "paper") and isinstance(scale, NominalScale | PairwiseScale):
@@ -145,7 +151,17 @@ def gold_labels(
         for span in _spans(starts, len(items)):
             agreement[span] = (numbers[span][:, None] == numbers[span][None, :]).mean(axis=1)
         return LabelTable(items, table.annotators[order], numbers, agreement, _nonzero(dropped))
-    aggregate = _AGGREGATES[method]
+    if method == "dawid-skene":
+        if isinstance(scale, IntervalScale):
+            raise ConfigError(f"dawid-skene: scale {scale} of {dimension} lists no labels; use mean or median")
+        estimates = iter(dawid_skene(items, table.annotators[order], numbers))
+
+        def in_turn(numbers: NDArray[np.float64], scale: AnyScale) -> _Aggregated:
+            return float(next(estimates)), ""
+
+        aggregate: Callable[[NDArray[np.float64], AnyScale], _Aggregated] = in_turn
+    else:
+        aggregate = _AGGREGATES[method]
     gold, shares, kept = array("d"), array("d"), array("q")  # a list of a million floats takes four times as much
     for span in _spans(starts, len(items)):
         number, reason = aggregate(numbers[span], scale)

@@ -6,7 +6,6 @@ policy forbids scripts and requests besides, and no character is left that could
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -16,7 +15,7 @@ from markupsafe import Markup
 from raters.guideline_figures import difference_text, is_known, number_text, p_text, path_of
 from raters.guideline_text import Guideline, Line
 from raters.journal import Record
-from raters.report_markup import join, markup, table
+from raters.report_markup import join, markup, table, visible
 from raters.report_page import PAGE, STYLE
 from raters.score_text import FIGURE_NAMES
 
@@ -33,9 +32,6 @@ _ACTIONS = {
     "remove": "takes a rule out",
     "move": "moves a rule",
 }
-_KEPT_UNPRINTABLE = "\n\t\u200c\u200d"
-"""Of what is not printable, what scripts need to join letters and what separates lines and words."""
-
 _MORE_STYLE = Markup("""\
 .outcome{font-size:1.1rem}.block{margin:.7rem 0;padding:.1rem 0 .1rem .8rem;border-left:3px solid transparent}
 .block.new{border-color:var(--c0);background:var(--soft);padding:.5rem .8rem}
@@ -86,7 +82,7 @@ def guideline_report_html(
         _not_kept([record for record in tried if record["outcome"] != "kept"], summary["raters"], bool(kept)),
     ]
     title = f"{summary['corpus']}, {summary['dimension']}: the refined guideline and its evidence"
-    return _visible(PAGE.format(title=title, style=STYLE + _MORE_STYLE, body=join(parts, "\n")))
+    return visible(PAGE.format(title=title, style=STYLE + _MORE_STYLE, body=join(parts, "\n")))
 
 
 def _by_line(lines: Sequence[Record], by_proposal: Mapping[int, Record]) -> dict[int, Record]:
@@ -102,16 +98,6 @@ def _by_line(lines: Sequence[Record], by_proposal: Mapping[int, Record]) -> dict
         else:
             by_line[record["line"]] = record
     return by_line
-
-
-def _visible(page: str) -> str:
-    """Return a page without characters that control it unseen; spaces of all widths and joiners stay."""
-    return "".join(
-        character
-        if character.isprintable() or character in _KEPT_UNPRINTABLE or unicodedata.category(character) == "Zs"
-        else "\N{REPLACEMENT CHARACTER}"
-        for character in page.replace("\r\n", "\n")
-    )
 
 
 def _changed(change: Mapping[str, Any]) -> str:

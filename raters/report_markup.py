@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,10 @@ from raters.score_text import ends
 
 COLOURS = 6
 """Of raters; the seventh has that of the first."""
+
+
+_KEPT_UNPRINTABLE = "\n\t\u200c\u200d"
+"""Of what is not printable, what scripts need to join letters and what separates lines and words."""
 
 
 @dataclass(frozen=True)
@@ -123,3 +128,13 @@ def segment(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
 def words(x: float, y: float, text: object, anchor: str = "start", kind: str = "") -> Markup:
     """Return a text of a drawing."""
     return markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>', kind, x, y, anchor, text)
+
+
+def visible(page: str) -> str:
+    """Return a page without characters that control it unseen; spaces of all widths and joiners stay."""
+    return "".join(
+        character
+        if character.isprintable() or character in _KEPT_UNPRINTABLE or unicodedata.category(character) == "Zs"
+        else "\N{REPLACEMENT CHARACTER}"
+        for character in page.replace("\r\n", "\n")
+    )

@@ -126,6 +126,24 @@ def distributions(columns: Sequence[Column]) -> Markup:
     ).format(key, _svg(y, "Share of each label among people's labels and each rater's verdicts", parts))
 
 
+def label_histogram(dimension: Mapping[str, Any]) -> Markup:
+    """Return bars of how often people gave each label of a dimension (a record of `label_quality`)."""
+    histogram: Mapping[str, float | None] = dimension["histogram"]
+    most = max([0.01, *(share or 0.0 for share in histogram.values())])
+    y, parts = 4.0, []
+    for label, share in histogram.items():
+        parts.append(words(0, y + 12, without_middle(label, _LONGEST_NAME)))
+        parts.append(
+            Markup('<g><title>{}: {}</title><rect class="dot people" x="1" y="{:.1f}" width="{:.1f}" height="10"/>'
+                   "{}</g>").format(label, percent(share), y + 17, max(280 * (share or 0.0) / most, 0.1),
+                                    words(8 + 280 * (share or 0.0) / most, y + 26, percent(share), kind="m"))
+        )  # fmt: skip
+        y += 36
+    name = f"How often people gave each label of {dimension['dimension']}"
+    return markup("<figure><figcaption><b>Labels</b> of people, {:,} in all.</figcaption>{}</figure>",
+                  dimension["labels"], _svg(y, name, parts))  # fmt: skip
+
+
 def confusions(columns: Sequence[Column]) -> Markup:
     """Return how often each label met each verdict, a table for each rater, cells coloured by share of their row."""
     found = [

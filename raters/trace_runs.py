@@ -27,7 +27,7 @@ from raters.rater_files import RaterSpec, read_rater
 from raters.records import Chance, ConfigError, DataError, shown
 from raters.splits import Split, split_corpus
 
-STAGE = "infer_traces"
+STAGE, SELECTION = "infer_traces", "select_traces"
 _OPTIONS = frozenset(
     "corpus split split_seed model adapter prompt temperature top_p max_tokens tolerance strategy keep k seed limit "
     "null_items".split()
@@ -114,6 +114,7 @@ class TraceRun:
         generator: What made its first draws, under the guideline they were made under.
         split: Of the corpus.
         method: How several people's labels became one.
+        kept: The traces.jsonl to learn from: its own, or what select_traces left of it.
     """
 
     folder: Path
@@ -122,19 +123,22 @@ class TraceRun:
     generator: RaterSpec
     split: Split
     method: GoldMethod
+    kept: Path
 
     @classmethod
     def read(cls, folder: Path, corpus_folder: str | None = None) -> TraceRun:
         """Read a run's folder.
 
         Args:
-            folder: Of the run.
+            folder: Of the run, or of a run of select_traces on what it kept.
             corpus_folder: Where its corpus is now, if not where the run found it.
 
         Raises:
             DataError: If it is no finished run, or its corpus has changed since.
             ConfigError: If its draws were made on the whole corpus, so that nothing is held out.
         """
+        kept = folder / "traces.jsonl"
+        folder = _selected_from(folder)
         manifest = _manifest(folder)
         options, identity = manifest["options"], manifest["identity"]
         corpus = load_corpus(find_corpus(corpus_folder or options["corpus"]))
@@ -160,6 +164,7 @@ class TraceRun:
             generator=generator,
             split=split_corpus(corpus, options["split_seed"]),
             method=identity["labels"],
+            kept=kept,
         )
 
     @property
@@ -221,6 +226,23 @@ class TraceRun:
         """Return what its model is asked, under another guideline."""
         question = self.generator.question
         return replace(question, dimension=replace(question.dimension, guideline=guideline))
+
+
+def _selected_from(folder: Path) -> Path:
+    """Return the folder of the run that a run of select_traces has selected from; any other folder as it is."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["stage"] != SELECTION:
+            return folder
+        if manifest["status"] != "complete":
+            raise DataError(
+                f"--traces {folder}: its {SELECTION} is not finished ({manifest['status']}); give its command again"
+            )
+        return _selected_from(Path(manifest["traces"]))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        return folder  # what is wrong with it is said when it is read
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,8 @@ class Tuner:
         if adapter is not None:
             loaded = with_adapter(loaded, adapter)
         trainer, order = build_trainer(self.session.settings, phase, checkpoints, seed, loaded, fresh=adapter is None)
+        if self.session.settings.record_trajectory:
+            self._record(phase, folder, seed, trainer, order)
         watcher = Watcher(self.session, phase, folder, trainer, loaded, order)
         trainer.add_callback(watcher.as_callback())
         if begun == 0:
@@ -119,6 +121,8 @@ class Tuner:
             return None
         best = watcher.selection.best_step
         found = watcher.result()
+        if self.session.settings.record_trajectory:
+            found["replay_error"] = _replay_error(folder)
         if is_main():
             kept = folder / "adapters" / phase.name
             save_adapter(checkpoints / f"checkpoint-{best}", loaded, fingerprint, kept)
@@ -127,6 +131,26 @@ class Tuner:
         del trainer, watcher, loaded
         free_memory()
         return found
+
+    def _record(self, phase: Phase, folder: Path, seed: int, trainer: Any, order: Any) -> None:
+        """Have the trainer's steps recorded for attribution."""
+        from raters.influence.recording import Recorder, check_model
+
+        settings = self.session.settings
+        check_model(trainer.model, settings.base)
+        ordinal = None if settings.ordinal is None else asdict(settings.ordinal)
+        about = {"base": settings.base, "dtype": settings.dtype, "seed": seed, "ordinal": ordinal}
+        recorder = Recorder(folder, phase, trainer, order, about)
+        recorder.announce(self.session.log)
+        trainer.add_callback(recorder.as_callback())
+
+
+def _replay_error(folder: Path) -> float:
+    """Return how far replaying a seed's recording is from its weights, in shares of the largest."""
+    from raters.influence.recording import FOLDER
+    from raters.influence.trajectory import Trajectory
+
+    return Trajectory(folder / FOLDER).check_replay()
 
 
 def build_trainer(

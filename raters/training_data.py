@@ -64,7 +64,7 @@ def read_lessons(run: TraceRun) -> list[Lesson]:
     Raises:
         DataError: If there are none, they have fewer than two labels, or a line is not a trace of the run's dimension.
     """
-    path, name, scale = run.folder / "traces.jsonl", run.dimension.name, run.dimension.scale
+    path, name, scale = run.kept, run.dimension.name, run.dimension.scale
     places = {item_id: place for place, item_id in enumerate(run.corpus.item_ids)}
     lessons: list[Lesson] = []
     if path.exists() and not path.stat().st_size:
@@ -181,6 +181,7 @@ class Encoder:
     """Turns traces into examples of one base, question and target.
 
     Attributes:
+        loaded: The base.
         too_long: How many were left out because the context does not hold them.
     """
 
@@ -194,7 +195,7 @@ class Encoder:
             target: What is learned.
             most: Most tokens of an example, if fewer than the base's context.
         """
-        self._loaded, self._run, self._question, self._target = loaded, run, question, target
+        self.loaded, self._run, self._question, self._target = loaded, run, question, target
         limits = [limit for limit in (most, loaded.context_tokens) if limit is not None]
         self.most_tokens = min(limits) if limits else None
         self.too_long = 0
@@ -212,7 +213,7 @@ class Encoder:
         return example
 
     def _example(self, lesson: Lesson) -> Example:
-        loaded, tokenizer = self._loaded, self._loaded.tokenizer
+        loaded, tokenizer = self.loaded, self.loaded.tokenizer
         messages = self._question.about(self._run.corpus.item(lesson.item))(lesson.swapped)
         asked = conversation_text(loaded, messages)
         opened = asked.rstrip().endswith(THINK_OPEN)
@@ -250,17 +251,17 @@ class Encoder:
 
     def _ended(self, ids: list[int]) -> list[int]:
         """Return the tokens of an answer up to the one that ends it, added if the template writes none."""
-        ends = [place for place, token in enumerate(ids) if token in self._loaded.end_ids]
+        ends = [place for place, token in enumerate(ids) if token in self.loaded.end_ids]
         if ends:
             return ids[: ends[-1] + 1]
-        end = self._loaded.tokenizer.eos_token_id
+        end = self.loaded.tokenizer.eos_token_id
         if end is None:
             raise self._refusal("ends an answer with no token that ends a text, and the tokenizer has none")
         return [*ids, end]
 
     def _check_loss(self, lesson: Lesson, learned: Sequence[int], trace: str) -> None:
         """Refuse an example whose loss lacks what is to be learned."""
-        text = self._loaded.tokenizer.decode(
+        text = self.loaded.tokenizer.decode(
             [token for token in learned if token != IGNORED],
             skip_special_tokens=False,
             clean_up_tokenization_spaces=False,
@@ -273,7 +274,7 @@ class Encoder:
 
     def _refusal(self, what: str) -> ConfigError:
         return ConfigError(
-            f"--base {self._loaded.spec}: its chat template {what}; give --chat-template the file of one that keeps it"
+            f"--base {self.loaded.spec}: its chat template {what}; give --chat-template the file of one that keeps it"
         )
 
 
@@ -293,8 +294,22 @@ def label_tokens(loaded: LoadedModel, scale: AnyScale) -> tuple[list[int], list[
     """
     if not isinstance(scale, OrdinalScale):
         raise ConfigError(f"--ordinal: labels {scale} are no list with an order; leave it out")
+    return first_tokens(loaded, scale, "--ordinal"), [scale.value(label) for label in scale.labels]
+
+
+def first_tokens(loaded: LoadedModel, scale: AnyScale, where: str) -> list[int]:
+    """Return the first token of each label of a scale behind `<rating>`.
+
+    Args:
+        loaded: Whose tokens.
+        scale: Lists its labels.
+        where: The option that needs them, for the error.
+
+    Raises:
+        ConfigError: If two labels begin with the same token.
+    """
     found: dict[int, Any] = {}
-    for label in scale.labels:
+    for label in listed_labels(scale):
         text = f"{_RATING}{label}{_RATED}"
         encoded = loaded.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         token = next(
@@ -304,11 +319,11 @@ def label_tokens(loaded: LoadedModel, scale: AnyScale) -> tuple[list[int], list[
         )
         if token in found:
             raise ConfigError(
-                f"--ordinal: labels {found[token]} and {label} begin with the same token of {loaded.spec}, so that it "
+                f"{where}: labels {found[token]} and {label} begin with the same token of {loaded.spec}, so that it "
                 "does not tell them apart; leave it out, or rename them"
             )
         found[token] = label
-    return list(found), [scale.value(label) for label in scale.labels]
+    return list(found)
 
 
 def encode_lessons(encoder: Encoder, lessons: Sequence[Lesson], folder: Path) -> list[Example]:

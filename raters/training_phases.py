@@ -35,6 +35,7 @@ class TrainingSettings:
         four_bit: True for a base in 4 bits.
         chat_template: In place of the tokenizer's own.
         keep_checkpoints: True to leave all of them.
+        record_trajectory: True to record every step for attribution.
     """
 
     base: str
@@ -53,6 +54,7 @@ class TrainingSettings:
     four_bit: bool = False
     chat_template: str | None = None
     keep_checkpoints: bool = False
+    record_trajectory: bool = False
 
 
 @dataclass(frozen=True)

@@ -77,4 +77,5 @@ def run_of(
         generator=plain_rater("embedded", corpus, dimension, split),
         split=split,
         method=default_method(dimension.scale),
+        kept=run_folder / "traces.jsonl",
     )

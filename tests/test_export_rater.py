@@ -191,7 +191,7 @@ def test_a_corpus_without_the_dimension_gives_items_alone(export: Run, tmp_path:
 
 
 BAD = {
-    "no rater": (["--to", "python", "--out", "o"], ["rater.yaml: missing"]),
+    "no rater": (["--to", "python", "--out", "o"], ["RATER: missing"]),
     "no harness": (["rater.yaml", "--out", "o"], ["--to: missing"]),
     "no folder": (["rater.yaml", "--to", "python"], ["--out: missing"]),
     "unknown harness": (["rater.yaml", "--to", "ragas", "--out", "o"], ["--to ragas: must be one of inspect, lm-eval"]),

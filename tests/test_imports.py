@@ -14,15 +14,18 @@ import pytest
 from tests.places import CHECKOUT
 
 HEAVY = frozenset(
-    "torch transformers peft trl datasets openai vllm ray matplotlib sklearn sentence_transformers".split()
+    "torch transformers peft trl datasets pandas pyarrow crowdkit openai vllm ray matplotlib sklearn "
+    "sentence_transformers".split()
 )
-OF_STAGES = ("batches", "inference", "refinement_inputs", "refinement", "finetuning")
+OF_STAGES = ("batches", "importing", "inference", "refinement_inputs", "refinement", "finetuning", "selection")
 SHARED_BY_STAGES = frozenset(
     ["pipelines", *(f"pipelines.{name}" for name in ("options", "command", "screen", "session", "workers", *OF_STAGES))]
 )
 
 MADE_OF_A_LIBRARY = {"raters.models.transport": "openai"}
 """Modules that subclass a library's classes; they are imported inside functions themselves."""
+OF_TENSORS = ("raters.influence.",)
+"""Packages that are torch through and through; they are imported inside functions by all others."""
 WORKERS = {"pipelines.workers": frozenset({"pipelines.infer_traces", "pipelines.rate_items"})}
 """What a worker in another process opens is named by a module, and that of a stage is `__main__` there."""
 
@@ -92,9 +95,11 @@ def test_the_modules_are_found() -> None:
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_heavy_libraries_are_imported_inside_functions(name: str) -> None:
     heavy = {module.partition(".")[0] for module in imported(name, inside_functions=False)} & HEAVY
-    assert heavy <= {MADE_OF_A_LIBRARY.get(name)}
+    of_tensors = name.startswith(OF_TENSORS)
+    assert heavy <= {MADE_OF_A_LIBRARY.get(name), "torch" if of_tensors else None}
     if heavy:
-        assert not [other for other in MODULES if name in imported(other, inside_functions=False)]
+        others = [other for other in MODULES if name in imported(other, inside_functions=False)]
+        assert not [other for other in others if not (of_tensors and other.startswith(OF_TENSORS))]
 
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if name.startswith("raters")))

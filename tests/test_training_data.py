@@ -57,7 +57,7 @@ def texts(base: Path, run: TraceRun, target: Target, template: str | None = None
     made = encoder(base, run, target, template)
     example = made.encode(lesson)
     assert example is not None
-    decode = made._loaded.tokenizer.decode
+    decode = made.loaded.tokenizer.decode
     learned = [token for token in example.labels if token != IGNORED]
     assert [label for label in example.labels if label != IGNORED] == learned
     assert all(label in (IGNORED, token) for label, token in zip(example.labels, example.input_ids, strict=True))
@@ -129,17 +129,17 @@ def test_the_mask_is_that_of_trl(base: Path, run: TraceRun, target: Target, tmp_
         rows.append({"prompt": prompt, "completion": [{"role": "assistant", "content": answer}]})
     arguments = trl.SFTConfig(output_dir=str(tmp_path), max_length=None, bf16=False, use_cpu=True, report_to="none")
     trainer = trl.SFTTrainer(
-        model=made._loaded.model,
+        model=made.loaded.model,
         args=arguments,
         train_dataset=datasets.Dataset.from_list(rows),
-        processing_class=made._loaded.tokenizer,
+        processing_class=made.loaded.tokenizer,
     )
     for lesson, row in zip(lessons, trainer.train_dataset, strict=True):
         example = made.encode(lesson)
         assert example is not None
         assert example.input_ids == row["input_ids"][:-1]
         assert example.labels == row["labels"][:-1]
-        assert made._loaded.tokenizer.decode(row["input_ids"][-1:]) == "\n"
+        assert made.loaded.tokenizer.decode(row["input_ids"][-1:]) == "\n"
 
 
 def texts_of(made: Encoder, lesson: Lesson) -> str:
@@ -157,9 +157,9 @@ def test_the_place_of_the_verdict(base: Path, run: TraceRun) -> None:
         for lesson in read_lessons(run):
             example = made.encode(lesson)
             assert example is not None
-            token = made._loaded.tokenizer.decode([example.input_ids[example.verdict_at]])
+            token = made.loaded.tokenizer.decode([example.input_ids[example.verdict_at]])
             assert token == str(example.verdict) == lesson.rating
-            before = made._loaded.tokenizer.decode(example.input_ids[: example.verdict_at])
+            before = made.loaded.tokenizer.decode(example.input_ids[: example.verdict_at])
             assert before.endswith("<rating>")
 
 
@@ -190,7 +190,7 @@ def test_control_tokens_in_a_trace_end_no_turn(base: Path, run: TraceRun) -> Non
     made = encoder(base, run, "trace")
     example = made.encode(hostile)
     assert example is not None
-    end = made._loaded.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    end = made.loaded.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert [label for label in example.labels if label == end] == [end]
     assert example.labels[-1] == end
 

@@ -1,0 +1,113 @@
+"""Stage: say which traces of a recorded fine-tuning run helped and which harmed, and keep those that did not harm."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from pipelines.command import run_command
+from pipelines.options import StageOptions, parse_options
+from pipelines.screen import ProgressBar, say
+from raters.records import ConfigError
+
+STAGE = "select_traces"
+DESCRIPTION = """\
+Say what each trace of a run of finetune_rater --record-trajectory did to agreement on the dev split, by unrolling the
+run's AdamW steps backwards, and keep the traces that did not harm. finetune_rater --traces takes the folder.
+
+Writes to --out: influence.jsonl (every trace: score, interval, split, error proxy), traces.jsonl (without the harmful
+ones), report.html (the most helpful and most harmful to read), summary.json, manifest.json; with --online also
+adapter/ and rater.yaml. Scores are predicted changes of the dev loss if a trace is removed: below 0 is harmful."""
+
+
+class SelectTracesOptions(StageOptions):
+    """Options of select_traces."""
+
+    run: str | None = Field(None, description="folder of a finished run of finetune_rater --record-trajectory")
+    corpus: str | None = Field(None, description="where that run's corpus is now (default: where it was)")
+    split: Literal["dev"] = Field("dev", description="whose labels decide; the test split stays unseen")
+    query: Literal["label", "agreement", "draws"] = Field(
+        "label",
+        description="loss on the dev split. label: cross-entropy of people's label behind the rater's own reasoning; "
+        "agreement: minus the expected agreement there; draws: minus that of whole draws, by their likelihood",
+    )
+    attributor: Literal["adamw", "sgd", "fisher", "tracin", "less"] = Field(
+        "adamw",
+        description="adamw: AdamW-influence. To compare with: sgd, unrolled as if SGD had trained; fisher, adamw with "
+        "the empirical Fisher matrix for the Hessian; tracin; less",
+    )
+    horizon: int | None = Field(
+        None, ge=1, description="look only so many steps ahead of each step (default: to the end of the run)"
+    )
+    folds: int = Field(5, ge=1, le=50, description="of the dev split, over which a sign has to be stable")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the interval over folds")
+    renormalize: bool = Field(True, description="a step without a trace averages over those left")
+    error_proxy: bool = Field(True, description="take each removal's own step exactly, and call nothing harmful whose "
+                              "score is smaller than the proxy of its error; about twice as long")  # fmt: skip
+    online: int | None = Field(
+        None,
+        ge=1,
+        description="train again instead, leaving out at every step what this many steps ahead shows to harm",
+    )
+    micro_batch: int = Field(8, ge=1, description="examples read at once")
+    show: int = Field(3, ge=0, description="most harmful traces to print")
+    out: str | None = Field(None, description="folder of this run (default: runs/<corpus>[-<dimension>]/select_traces)")
+    new: bool = Field(False, description="start over; a run that stands in --out is kept beside it")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the stage and return its exit status."""
+    options = parse_options(SelectTracesOptions, STAGE, DESCRIPTION, arguments)
+    if options.run is None:
+        raise ConfigError("--run: missing; give the folder of a run of finetune_rater --record-trajectory")
+    if options.online is not None and (options.horizon is not None or options.attributor != "adamw"):
+        raise ConfigError(
+            f"--online {options.online}: is the horizon itself, of AdamW-influence; leave out --horizon and "
+            "--attributor"
+        )
+    if options.horizon is not None and options.attributor in ("tracin", "less"):
+        raise ConfigError(f"--horizon {options.horizon}: {options.attributor} unrolls nothing; leave it out")
+    from pipelines.selection import attribute, finished, read_recorded, train_online, write_results
+    from raters.runs import RunFolder
+
+    began = time.monotonic()
+    recorded = read_recorded(options)
+    say(recorded.describe())
+    folder = RunFolder(recorded.out, STAGE, recorded.identity(), new=options.new)
+    try:
+        if finished(folder.previous, folder.path):
+            say(f"--out {folder.path}: holds this very run, finished; nothing is left to do")
+            return 0
+        before = folder.previous.get("seconds", 0.0)
+        folder.create(recorded.manifest("running", before))
+        done = 0
+        total = recorded.work()
+        bar = ProgressBar(total, lambda: (done, ""), unit="step" if options.attributor in _UNROLLED else "gradient")
+
+        def count(number: int = 1) -> None:
+            nonlocal done
+            done += number
+            bar.update()
+
+        train_or_attribute = attribute if options.online is None else train_online
+        found = train_or_attribute(recorded, folder.path, count)
+        bar.close()
+        summary, lines = write_results(recorded, found)
+        seconds = before + time.monotonic() - began
+        folder.write_manifest({**recorded.manifest("complete", seconds), "summary": summary})
+    finally:
+        folder.release()
+    print("\n".join(lines))
+    rater = ", rater.yaml, adapter/" if options.online is not None else ""
+    print(f"\nWritten to {folder.path}: influence.jsonl, traces.jsonl, report.html, summary.json{rater}")
+    return 0
+
+
+_UNROLLED = ("adamw", "sgd", "fisher")
+
+if __name__ == "__main__":
+    sys.exit(run_command(STAGE, main))

@@ -1,0 +1,375 @@
+"""What select_traces reads and checks, how it is scored, and what it writes and prints."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.screen import printable
+from raters.records import DataError
+
+if TYPE_CHECKING:
+    from pipelines.select_traces import SelectTracesOptions
+    from raters.influence.dev_queries import DevQueries
+    from raters.influence.harm import Influence
+    from raters.influence.tuned_runs import TunedRun
+    from raters.journal import Record
+    from raters.rater_files import RaterSpec
+    from raters.trace_runs import TraceRun
+
+_SWEEP, _READY = "sweep.safetensors", "complete"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recorded run with all that attribution needs.
+
+    Attributes:
+        options: Of the stage.
+        folder: Of the seed that is attributed.
+        run: The traces it learned from.
+        tuned: Its trajectory and model.
+        queries: Losses on the dev split, a fold each.
+        records: (examples,) the lines of its traces.jsonl.
+        spec: The rater it came to.
+        out: Folder of this run.
+    """
+
+    options: SelectTracesOptions
+    folder: Path
+    run: TraceRun
+    tuned: TunedRun
+    queries: DevQueries
+    records: Sequence[Record]
+    spec: RaterSpec
+    out: Path
+
+    def describe(self) -> str:
+        """Return what is attributed, in a line."""
+        trajectory, dimension = self.tuned.trajectory, self.run.dimension
+        return printable(
+            f"corpus {self.run.corpus.name}: {dimension.name} on {dimension.scale}; {len(self.records):,} traces, "
+            f"{len(trajectory):,} steps of {trajectory.header.width:,} parameters; {self.queries.items:,} dev items in "
+            f"{len(self.queries)} folds ask for {self.options.query}"
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the meaning of the run's records."""
+        from raters.journal import sha256_of
+
+        decisive = "query attributor horizon folds confidence renormalize error_proxy online"
+        trajectory = self.tuned.trajectory
+        return {
+            "run": sha256_of((trajectory.folder / "steps.jsonl").read_text(encoding="utf-8")),
+            "corpus": self.run.corpus.name,
+            "dimension": self.run.dimension.name,
+            "traces": sha256_of(self.run.kept.read_text(encoding="utf-8")),
+            "guideline": self.spec.dimension.guideline_sha256,
+            **{name: getattr(self.options, name) for name in decisive.split()},
+        }
+
+    def manifest(self, status: str, seconds: float) -> dict[str, Any]:
+        """Return what the manifest says beside stage and identity."""
+        from raters.runs import git_revision, versions
+
+        return {
+            "status": status,
+            "options": self.options.model_dump(),
+            "traces": str(self.run.kept.parent),
+            "versions": versions(),
+            "git_revision": git_revision(),
+            "inputs_sha256": dict(self.run.corpus.sha256),
+            "seconds": round(seconds, 3),
+        }
+
+    def work(self) -> int:
+        """Return how many steps a bar counts."""
+        trajectory, options = self.tuned.trajectory, self.options
+        if options.online is not None:
+            return len(trajectory)
+        if options.attributor in ("tracin", "less"):
+            return trajectory.num_examples * (len(trajectory.stored()) - 1)
+        horizon = options.horizon or 1
+        return sum(min(horizon, len(trajectory) - number) for number in range(len(trajectory)))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found out about the traces.
+
+    Attributes:
+        influence: Of each.
+        dropped: (examples,) True for those that are left out.
+        seen: (examples,) steps that saw each; None unless selected online.
+        kept: (examples,) steps that learned from it; likewise.
+    """
+
+    influence: Influence
+    dropped: Any
+    seen: Any = None
+    kept: Any = None
+
+
+def read_recorded(options: SelectTracesOptions) -> Recorded:
+    """Read and check all that can be checked before anything is written.
+
+    Raises:
+        DataError: If the run was not recorded, is not finished, or what it learned from has changed.
+        ConfigError: If the query cannot be asked.
+    """
+    from raters.influence.dev_queries import dev_queries, read_dev_draws
+    from raters.influence.tuned_runs import TunedRun
+    from raters.journal import read_lines
+    from raters.model_selection import DevSplit
+    from raters.rater_files import read_rater
+    from raters.runs import stage_folder
+    from raters.trace_runs import TraceRun
+    from raters.training_data import Encoder, example_id
+
+    assert options.run is not None
+    where = Path(options.run)
+    manifest = _finished(where)
+    asked = manifest["options"]
+    adapter = where / manifest["summary"]["adapter"]
+    folder = adapter.parent
+    template = asked["chat_template"]
+    tuned = TunedRun.open(
+        folder,
+        adapter,
+        None if template is None else Path(template).read_text(encoding="utf-8"),
+        rows_at_once=options.micro_batch,
+    )
+    run = TraceRun.read(Path(asked["traces"]), options.corpus or asked["corpus"])
+    spec = read_rater(where / "rater.yaml")
+    by_id = {example_id(record): record for _, _, record in read_lines(run.kept)}
+    lost = [example for example in tuned.example_ids if example not in by_id]
+    if lost:
+        raise DataError(
+            f"{run.kept}: lacks trace {printable(lost[0])}, which --run {where} learned from; give the traces as they "
+            "were, or train again"
+        )
+    dev = DevSplit.of(run, asked["dev_limit"])
+    encoder = Encoder(tuned.loaded, run, spec.question, asked["target"], asked["max_length"])
+    queries = dev_queries(
+        options.query,
+        tuned.losses,
+        encoder,
+        run,
+        dev,
+        read_dev_draws(folder, len(tuned.trajectory)),
+        options.folds,
+        tuned.loaded.generation.pad_token_id,
+    )
+    out = stage_folder(options.out, run.corpus, run.dimension.name, "select_traces")
+    return Recorded(options, folder, run, tuned, queries, [by_id[name] for name in tuned.example_ids], spec, out)
+
+
+def _finished(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a finished, recorded run of finetune_rater."""
+    mend = "give the folder of a finished run of finetune_rater --record-trajectory"
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        stage, status, options = manifest["stage"], manifest["status"], manifest["options"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"--run {folder}: holds no run ({type(error).__name__}); {mend}") from error
+    if stage != "finetune_rater":
+        raise DataError(f"--run {folder}: is a run of {stage}; {mend}")
+    if status != _READY:
+        raise DataError(f"--run {folder}: is {status}, not complete; give its command again, then this one")
+    if not options.get("record_trajectory"):
+        raise DataError(f"--run {folder}: was trained without --record-trajectory; train it again with that")
+    return dict(manifest)
+
+
+def finished(manifest: Mapping[str, Any], out: Path) -> bool:
+    """Return True if a run that stands in --out is complete and all of it is there."""
+    files = ("influence.jsonl", "traces.jsonl", "report.html", "summary.json")
+    return manifest.get("status") == _READY and all((out / name).exists() for name in files)
+
+
+def attribute(recorded: Recorded, out: Path, count: Callable[[int], None]) -> Found:
+    """Return the influence of all traces; a sweep that was stopped goes on where it was."""
+    import numpy as np
+    import torch
+
+    from raters.influence.checkpoint_scores import Less, TracIn
+    from raters.influence.harm import influence_of
+    from raters.influence.unrolling import AdamWInfluence, Attributor, SGDUnrolling
+
+    options, tuned, queries = recorded.options, recorded.tuned, recorded.queries
+    name, keep = options.attributor, out / _SWEEP
+    losses = tuned.losses
+    attributor: Attributor
+    if name in ("tracin", "less"):
+        attributor = (TracIn if name == "tracin" else Less)(losses, on_examples=count)
+    else:
+        shared: dict[str, Any] = {
+            "horizon": options.horizon,
+            "renormalize": options.renormalize,
+            "on_step": lambda: count(1),
+            "keep": keep,
+        }
+        if name == "sgd":
+            attributor = SGDUnrolling(losses, **shared)
+        else:
+            exact = options.error_proxy
+            attributor = AdamWInfluence(losses, fisher=name == "fisher", finite=exact, error_proxy=exact, **shared)
+    attributor.cache(tuned.trajectory)
+    # The last of the mixtures is the loss on all items.
+    mixtures = torch.cat([torch.eye(len(queries)), torch.tensor(queries.shares, dtype=torch.float32)[None]])
+    scores = attributor.attribute(queries, mixtures)
+    proxy = None if scores.error_proxy is None else scores.error_proxy[:, -1].double().numpy()
+    parts = scores.parts.double().numpy()
+    if parts.shape[-1] == 1:  # of attributors that do not tell the parts
+        parts = np.concatenate([parts, np.full_like(parts, np.nan)], axis=-1)
+        parts = np.where(np.isnan(parts), 0.0, parts)
+    found = influence_of(parts[:, :-1], parts[:, -1], proxy, options.confidence)
+    keep.unlink(missing_ok=True)
+    return Found(found, found.harmful)
+
+
+def train_online(recorded: Recorded, out: Path, count: Callable[[int], None]) -> Found:
+    """Return which traces training with selection learned from; its adapter is in the run's folder."""
+    import numpy as np
+
+    from raters.influence.harm import influence_of
+    from raters.influence.online import select_online
+    from raters.influence.tuned_runs import write_adapter
+
+    tuned, horizon = recorded.tuned, recorded.options.online
+    assert horizon is not None
+    found = select_online(tuned.trajectory, tuned.losses, recorded.queries, horizon, lambda: count(1))
+    adapter = out / "adapter"
+    write_adapter(tuned, found.state.parameters, adapter)
+    _write_rater(recorded, adapter, out)
+    scores = found.scores.double().numpy()
+    parts = np.stack([scores, np.zeros_like(scores)], axis=-1)
+    dropped = (found.seen > 0) & (2 * found.kept < found.seen)
+    return Found(influence_of(parts[:, None], parts, None), dropped.numpy(), found.seen.numpy(), found.kept.numpy())
+
+
+def _write_rater(recorded: Recorded, adapter: Path, out: Path) -> None:
+    from dataclasses import replace
+
+    from raters.rater_files import adapter_sha256
+
+    replace(recorded.spec, adapter="adapter", adapter_sha256=adapter_sha256(adapter)).write(out / "rater.yaml")
+
+
+def write_results(recorded: Recorded, found: Found) -> tuple[dict[str, Any], list[str]]:
+    """Write what was found; return the summary and its lines for a reader."""
+    from raters.influence.report import influence_report_html
+    from raters.journal import read_lines, to_line, write_atomically
+
+    records = list(influence_records(recorded, found))
+    dropped = {record["example_id"] for record in records if record["dropped"]}
+    write_atomically(recorded.out / "influence.jsonl", map(to_line, records))
+    from raters.training_data import example_id
+
+    kept = (to_line(trace) for _, _, trace in read_lines(recorded.run.kept) if example_id(trace) not in dropped)
+    write_atomically(recorded.out / "traces.jsonl", kept)
+    influence, options = found.influence, recorded.options
+    summary = {
+        "corpus": recorded.run.corpus.name,
+        "dimension": recorded.run.dimension.name,
+        "scale": str(recorded.run.dimension.scale),
+        "run": options.run,
+        "query": options.query,
+        "attributor": options.attributor,
+        "horizon": options.online if options.online is not None else options.horizon,
+        "online": options.online is not None,
+        "traces": len(records),
+        "dropped": len(dropped),
+        "harmful": int(influence.harmful.sum()),
+        "helpful": int(influence.helpful.sum()),
+        "steps": len(recorded.tuned.trajectory),
+        "dev_items": recorded.queries.items,
+        "folds": len(recorded.queries),
+        "confidence": options.confidence,
+        "sum_of_scores": float(influence.scores.sum()),
+        "proxy_over_score": _ratio(influence),
+    }
+    write_atomically(recorded.out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    traces = dict(zip((record["example_id"] for record in records), recorded.records, strict=True))
+    inputs = {item_id: recorded.run.corpus.item(place).inputs for item_id, place in _places(recorded).items()}
+    write_atomically(recorded.out / "report.html", influence_report_html(summary, records, traces, inputs))
+    return summary, list(summary_lines(summary, records, traces, options.show))
+
+
+def _places(recorded: Recorded) -> dict[str, int]:
+    wanted = {record["item_id"] for record in recorded.records}
+    return {item_id: place for place, item_id in enumerate(recorded.run.corpus.item_ids) if item_id in wanted}
+
+
+def _ratio(influence: Influence) -> float | None:
+    """Return the median of proxy over score; None without a proxy."""
+    import numpy as np
+
+    sizes = np.abs(influence.scores)
+    known = np.isfinite(influence.proxy) & (sizes > 0)
+    return float(np.median(influence.proxy[known] / sizes[known])) if known.any() else None
+
+
+def influence_records(recorded: Recorded, found: Found) -> Iterator[Record]:
+    """Yield the lines of influence.jsonl, the most harmful trace first."""
+    import numpy as np
+
+    influence, tuned = found.influence, recorded.tuned
+
+    def known(value: float) -> float | None:
+        return float(value) if np.isfinite(value) else None
+
+    for place in np.argsort(influence.scores, kind="stable").tolist():
+        trace = recorded.records[place]
+        online = {} if found.seen is None else {"seen": int(found.seen[place]), "kept": int(found.kept[place])}
+        yield {
+            "example_id": tuned.example_ids[place],
+            **{name: trace[name] for name in ("item_id", "annotator_id", "draw", "label")},
+            "score": float(influence.scores[place]),
+            "low": known(influence.low[place]),
+            "high": known(influence.high[place]),
+            "reasoning": float(influence.parts[place, 0]),
+            "verdict": float(influence.parts[place, 1]),
+            "by_fold": [float(score) for score in influence.folds[place]],
+            "error_proxy": known(influence.proxy[place]),
+            "tokens": tuned.learned[place],
+            "harmful": bool(influence.harmful[place]),
+            "helpful": bool(influence.helpful[place]),
+            "dropped": bool(found.dropped[place]),
+            **online,
+        }
+
+
+def summary_lines(
+    summary: dict[str, Any], records: Sequence[Record], traces: dict[str, Record], show: int
+) -> Iterator[str]:
+    """Yield what came out, for a reader."""
+    yield printable(f"{summary['corpus']}, {summary['dimension']} ({summary['scale']}): influence of traces on dev")
+    if summary["online"]:
+        yield (
+            f"  selected while training, {summary['horizon']} steps ahead: {summary['dropped']:,} of "
+            f"{summary['traces']:,} traces were left out of most steps that saw them"
+        )
+        return
+    ahead = "" if summary["horizon"] is None else f", {summary['horizon']} steps ahead"
+    yield f"  {summary['attributor']} over {summary['steps']:,} steps{ahead}; loss: {summary['query']}"
+    percent = 100 * summary["confidence"]
+    yield (
+        f"  harmful {summary['harmful']:,}, helpful {summary['helpful']:,} of {summary['traces']:,} traces: the same "
+        f"sign over {summary['folds']} folds of {summary['dev_items']:,} dev items ({percent:.0f} %)"
+    )
+    by_chance = summary["traces"] * (1 - summary["confidence"]) / 2
+    yield f"  about {by_chance:.0f} of either would be called so without any effect"
+    if summary["proxy_over_score"] is not None:
+        trusted = "" if summary["proxy_over_score"] < 1 else ": too long a run or too high a learning rate for this"
+        yield f"  proxy of the scores' error: {summary['proxy_over_score']:.2f} of a score in the median{trusted}"
+    for record in records[:show]:
+        if record["score"] < 0:
+            yield ""
+            yield printable(f"  {record['example_id']}: label {record['label']}, score {record['score']:+.2e}")
+            for line in printable(traces[record["example_id"]]["trace"]).splitlines()[:6]:
+                yield textwrap.shorten(line, 110, placeholder=" …").join(("    ", ""))

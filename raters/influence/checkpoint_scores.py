@@ -1,0 +1,110 @@
+"""Scores from gradients at stored states alone, without unrolling: what influence is held against.
+
+TracInCP (Pruthi et al. 2020, "Estimating training data influence by tracing gradient descent", equation 3): the sum
+over checkpoints of the learning rate times the product of an example's gradient with the query's.
+
+LESS (Xia et al. 2024, "LESS: selecting influential data for targeted instruction tuning", section 4): the sum over
+checkpoints of the mean learning rate times the cosine of the query's gradient with the step that Adam would make for
+the example alone. Adapters are small enough that nothing is projected here.
+
+Signs are those of `unrolling`, units are not: only the order of examples means something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from raters.influence.adamw import AdamWState, AdamWStep
+from raters.influence.losses import ExampleLosses, row_gradients
+from raters.influence.trajectory import RecordedStep, Trajectory
+from raters.influence.unrolling import Queries, Scores
+
+_ROWS = 64
+
+
+@dataclass
+class CheckpointScores:
+    """What the scores of this module share.
+
+    Attributes:
+        losses: The model.
+        on_examples: Called with a number of examples that are done at a checkpoint.
+    """
+
+    losses: ExampleLosses
+    on_examples: Callable[[int], None] = lambda count: None
+    _trajectory: Trajectory | None = None
+
+    def cache(self, trajectory: Trajectory) -> None:
+        """Take a recorded run."""
+        self._trajectory = trajectory
+
+    def attribute(self, queries: Queries, mixtures: torch.Tensor | None = None) -> Scores:
+        """Return the scores of all examples in one part; LESS takes the cosine with the mixture itself."""
+        assert self._trajectory is not None, "call cache() first"
+        trajectory = self._trajectory
+        total: torch.Tensor | None = None
+        for state, settings, lr in self._checkpoints(trajectory):
+            against = queries.gradients(state.parameters)
+            if mixtures is not None:
+                against = mixtures.to(against.dtype) @ against
+            found = torch.cat([
+                self._scores(gradients, against, state, settings) for gradients in self._gradients(state.parameters)
+            ])  # fmt: skip
+            total = lr * found if total is None else total + lr * found
+        assert total is not None
+        return Scores(total[..., None])
+
+    def _checkpoints(self, trajectory: Trajectory) -> Iterator[tuple[AdamWState, AdamWStep, float]]:
+        """Yield the stored states but the first, the step that led to each, and the mean learning rate up to it."""
+        begin = 0
+        for number in trajectory.stored():
+            if number:
+                rates = [step.settings.lr for step in trajectory.steps[begin:number]]
+                yield trajectory.stored_state(number), trajectory.steps[number - 1].settings, sum(rates) / len(rates)
+                begin = number
+
+    def _gradients(self, parameters: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Yield (rows, P) gradients of examples' own mean losses."""
+        assert self._trajectory is not None
+        examples, settings = self._trajectory.num_examples, self._trajectory.steps[0].settings
+        for begin in range(0, examples, _ROWS):
+            places = range(begin, min(begin + _ROWS, examples))
+            # Each is a step of its own, so that its loss is the mean over its own tokens.
+            yield torch.cat([
+                row_gradients(self.losses, parameters, RecordedStep(settings, [place], [1.0])) for place in places
+            ])  # fmt: skip
+            self.on_examples(len(places))
+
+    def _scores(
+        self, gradients: torch.Tensor, queries: torch.Tensor, state: AdamWState, settings: AdamWStep
+    ) -> torch.Tensor:
+        """Return (rows, Q) scores at one checkpoint."""
+        raise NotImplementedError
+
+
+@dataclass
+class TracIn(CheckpointScores):
+    """TracInCP."""
+
+    def _scores(
+        self, gradients: torch.Tensor, queries: torch.Tensor, state: AdamWState, settings: AdamWStep
+    ) -> torch.Tensor:
+        return gradients @ queries.T
+
+
+@dataclass
+class Less(CheckpointScores):
+    """LESS."""
+
+    def _scores(
+        self, gradients: torch.Tensor, queries: torch.Tensor, state: AdamWState, settings: AdamWStep
+    ) -> torch.Tensor:
+        b1, b2 = settings.corrections
+        first = state.first.lerp(gradients, 1 - settings.beta1) / b1
+        second = (settings.beta2 * state.second + (1 - settings.beta2) * gradients**2) / b2
+        steps = first / (second.sqrt() + settings.eps)
+        return torch.nn.functional.normalize(steps, dim=1) @ torch.nn.functional.normalize(queries, dim=1).T

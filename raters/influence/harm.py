@@ -1,0 +1,64 @@
+"""Which examples help and which harm: scores that have the same sign over the folds of the dev split.
+
+An example's score is the predicted change of the loss on all dev items if it is removed. Its interval is Student's t
+over its scores by fold, so it says how far the sign hangs on which items were asked, not how far the linearisation is
+off: that is what the error proxy is for. An example is harmful if its interval lies below 0 and the proxy is smaller
+than its score; helpful likewise above 0. At 95 % one trace in forty without any effect is called harmful by chance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Influence:
+    """What removing each example does to the loss on the dev split; below 0: the example is harmful.
+
+    Attributes:
+        scores: (examples,) predicted change of the loss.
+        low: (examples,) lower end of the interval over folds; nan with fewer than two folds.
+        high: (examples,) upper end.
+        parts: (examples, parts) the score by part of the example's own loss.
+        folds: (examples, folds) the score on each fold.
+        proxy: (examples,) of the score's error; nan if there is none.
+        harmful: (examples,)
+        helpful: (examples,)
+    """
+
+    scores: Floats
+    low: Floats
+    high: Floats
+    parts: Floats
+    folds: Floats
+    proxy: Floats
+    harmful: NDArray[np.bool_]
+    helpful: NDArray[np.bool_]
+
+
+def influence_of(folds: Floats, overall: Floats, proxy: Floats | None, confidence: float = 0.95) -> Influence:
+    """Return the influence of examples from their scores.
+
+    Args:
+        folds: (examples, folds, parts).
+        overall: (examples, parts) on all items.
+        proxy: (examples,) of the overall score's error; None if there is none.
+        confidence: Of the intervals.
+    """
+    from scipy.stats import t
+
+    by_fold, scores = folds.sum(-1), overall.sum(-1)
+    count = by_fold.shape[1]
+    if count > 1:
+        half = t.ppf((1 + confidence) / 2, count - 1) * by_fold.std(axis=1, ddof=1) / np.sqrt(count)
+    else:
+        half = np.full(len(scores), np.nan)
+    errors = np.full(len(scores), np.nan) if proxy is None else proxy
+    trusted = np.ones(len(scores), bool) if proxy is None else errors < np.abs(scores)
+    low, high = scores - half, scores + half
+    return Influence(scores, low, high, overall, by_fold, errors, trusted & (high < 0), trusted & (low > 0))

@@ -1,0 +1,331 @@
+"""Recording in the trainer, the examples' losses, and the queries, on a tiny language model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raters.influence.answers import AnswerBatch
+from raters.influence.dev_queries import DevQueries, agreements, dev_queries, read_dev_draws
+from raters.influence.losses import products, step_gradient
+from raters.influence.tuned_runs import TunedRun, write_adapter
+from raters.model_selection import DevSplit
+from raters.rater_files import read_rater
+from raters.records import ConfigError, DataError
+from raters.scales import SCALE_ADAPTER
+from raters.trace_runs import TraceRun
+from raters.training_data import Encoder, first_tokens
+from tests.small_corpora import INTERVAL, NOMINAL, ORDINAL_3, PAIRWISE
+from tests.small_training import finetune, write_trace_run
+from tests.stage_runs import kill, run_alone, started, wait_for_lines
+from tests.tiny_models import make_model
+
+STEPS = ("--steps", "5", "--batch", "6", "--micro-batch", "2", "--eval-steps", "5", "--lr", "1e-2", "--warmup", "2")
+RECORD = ("--record-trajectory", "--rank", "2", *STEPS)
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raters.training_report.plot_curves", lambda *arguments: None)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("base") / "m", special_tags=False, context_tokens=2048)
+
+
+def recorded(folder: Path, base: Path, scale: Any = ORDINAL_3, *more: str) -> tuple[Path, TunedRun, Any]:
+    run = write_trace_run(folder, scale)
+    said = finetune(run, base, folder / "o", *RECORD, *more)
+    assert said.status == 0, said.error
+    assert said.summary["seeds"]["0"]["sft"]["replay_error"] == 0
+    assert "recording 5 steps in" in said.log
+    return run, TunedRun.open(folder / "o", folder / "o" / "adapter", rows_at_once=4), said
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path, TunedRun, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raters.training_report.plot_curves", lambda *arguments: None)
+        return recorded(tmp_path_factory.mktemp("plain"), base)
+
+
+def check_gradients(tuned: TunedRun) -> None:
+    """Hold what the losses come to against what the trainer had, at every step."""
+    for moment in tuned.trajectory.moments(1, len(tuned.trajectory)):
+        _, gradient = step_gradient(tuned.losses, moment.before.parameters, moment.step)
+        had = moment.clipped / moment.step.settings.clip_factor
+        assert float((gradient - had).abs().max() / had.abs().max()) < 1e-4
+        assert float(gradient.norm()) == pytest.approx(moment.step.settings.norm, rel=1e-4)
+        assert sum(moment.step.weights) == pytest.approx(1)
+
+
+def test_what_is_recorded_is_the_gradient_of_our_losses(plain: tuple[Path, TunedRun, Any]) -> None:
+    _, tuned, said = plain
+    check_gradients(tuned)
+    assert [step.settings.lr for step in tuned.trajectory.steps[:3]] == [0, 0.005, 0.01]
+    first = said.summary["seeds"]["0"]["sft"]
+    assert first["steps"] == 5
+    point = tuned.trajectory.steps[0]
+    assert len(point.examples) == 6
+    learned = [tuned.learned[place] for place in point.examples]
+    assert point.weights == pytest.approx([count / sum(learned) for count in learned])
+
+
+def test_with_the_ordinal_term(tmp_path: Path, base: Path) -> None:
+    _, tuned, _ = recorded(tmp_path, base, ORDINAL_3, "--ordinal", "2.5")
+    check_gradients(tuned)
+
+
+def test_products_through_the_language_model(plain: tuple[Path, TunedRun, Any]) -> None:
+    """Against central differences of the step's gradient, in double precision."""
+    _, tuned, _ = plain
+    tuned.losses.model.double()
+    try:
+        moment = tuned.trajectory.moments(4, 4)[0]
+        point = moment.before.parameters.double()
+        vector = torch.randn(len(point), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        found = products(tuned.losses, point, moment.step, vector[None])
+        ends = [step_gradient(tuned.losses, point + sign * 1e-4 * vector, moment.step) for sign in (1, -1)]
+        wanted = (ends[0][1] - ends[1][1]) / 2e-4
+        # The losses are float32 behind the logits, so differences keep few digits.
+        assert float((found.curvature[0] - wanted).norm() / wanted.norm()) < 2e-2
+        slope = (ends[0][0] - ends[1][0]) / 2e-4
+        assert float(found.rows.sum()) == pytest.approx(slope, rel=2e-2)
+    finally:
+        tuned.losses.model.float()
+
+
+@pytest.mark.slow
+def test_a_killed_recording_goes_on_to_the_same_bytes(tmp_path: Path, base: Path) -> None:
+    run = write_trace_run(tmp_path)
+    arguments = ["--traces", run, "--base", f"hf/{base}", "--dev-limit", 4, "--dev-draws", 1, "--dev-max-tokens", 4]
+    arguments += ["--record-trajectory", "--rank", 2, "--steps", 12, "--batch", 6, "--eval-steps", 3, "--lr", 1e-2]
+    arguments += ["--patience", 30]
+    assert run_alone("finetune_rater", *arguments, "--out", tmp_path / "whole").status == 0
+    with started("finetune_rater", *arguments, "--out", tmp_path / "cut") as process:
+        wait_for_lines(tmp_path / "cut" / "trajectory" / "steps.jsonl", 7, process)
+        kill(process)
+    assert run_alone("finetune_rater", *arguments, "--out", tmp_path / "cut").status == 0
+    names = {path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole" / "trajectory").rglob("*.*")}
+    assert len(names) >= 8
+    for name in names:
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--dropout", "0.1"), "with dropout no step can be had again"),
+        (("--method", "dpo"), "sft alone is recorded"),
+        (("--load-4bit",), "has no second derivatives"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused(tmp_path: Path, base: Path, more: tuple[str, ...], says: str) -> None:
+    said = finetune(write_trace_run(tmp_path), base, tmp_path / "o", "--record-trajectory", *more)
+    assert said.status == 2
+    assert says in said.error
+    assert not (tmp_path / "o").exists()
+
+
+def test_several_processes_are_refused(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = finetune(write_trace_run(tmp_path), base, tmp_path / "o", "--record-trajectory")
+    assert said.status == 2
+    assert "one process is recorded, and 2 share this run" in said.error
+
+
+def test_a_base_with_dropout_of_its_own_and_a_full_disk_are_refused(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    run = write_trace_run(tmp_path)
+    shutil.copytree(base, tmp_path / "dropping")
+    config = json.loads((tmp_path / "dropping" / "config.json").read_text())
+    (tmp_path / "dropping" / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
+    said = finetune(run, tmp_path / "dropping", tmp_path / "o", *RECORD)
+    assert said.status == 2
+    assert "has dropout (attention_dropout)" in said.error
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    said = finetune(run, base, tmp_path / "o2", *RECORD)
+    assert said.status == 2
+    assert "where 1.0 kB are free" in said.error
+
+
+def test_parameters_become_an_adapter_that_loads(plain: tuple[Path, TunedRun, Any], tmp_path: Path) -> None:
+    _, tuned, _ = plain
+    folder = tuned.trajectory.folder.parent
+    write_adapter(tuned, tuned.trajectory.last_state().parameters, tmp_path / "adapter")
+    wanted = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").read_bytes() == wanted
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        path.name for path in (folder / "adapter").iterdir()
+    } | {"README.md"} - ({"README.md"} if not (tmp_path / "adapter" / "README.md").exists() else set())
+
+
+# --- queries --------------------------------------------------------------------------------------------------------
+
+
+def dev_records(run: TraceRun, dev: DevSplit, shift: int = 0) -> list[dict[str, Any]]:
+    """Return two draws of each dev item: one says its label, or one `shift` labels on, the other the next one."""
+    scale, found = run.dimension.scale, []
+    labels = list(getattr(scale, "labels", [0.0, 5.0, 10.0]))
+    for at, item in enumerate(dev.items.tolist()):
+        own = run.corpus.annotations(run.dimension.name)
+        numbers = own.numbers[own.items == item]
+        place = labels.index(scale.label(float(numbers[0])))
+        for number, step in enumerate((shift, shift + 1)):
+            record = {"item_id": run.corpus.item_ids[item], "draw": number, "trace": f"Because {at} {number}."}
+            verdict = labels[(place + step) % len(labels)]
+            found.append({**record, "verdict": verdict, "swapped": bool(at % 2) and scale.type == "pairwise"})
+    return found
+
+
+def asked(name: Any, where: tuple[Path, TunedRun, Any], folds: int = 2, **more: Any) -> tuple[DevQueries, Any, Any]:
+    run_folder, tuned, _ = where
+    run = TraceRun.read(run_folder)
+    spec = read_rater(tuned.trajectory.folder.parent / "rater.yaml")
+    dev = DevSplit.of(run, None)
+    encoder = Encoder(tuned.loaded, run, spec.question, "trace", None)
+    records = more.get("records") or dev_records(run, dev)
+    pad = tuned.loaded.generation.pad_token_id
+    return dev_queries(name, tuned.losses, encoder, run, dev, records, folds, pad), run, dev
+
+
+def test_the_label_query_is_the_cross_entropy_of_labels(plain: tuple[Path, TunedRun, Any]) -> None:
+    """Against the base's own forward pass with the adapter that training left."""
+    queries, run, dev = asked("label", plain, folds=3)
+    _, tuned, _ = plain
+    parameters = tuned.trajectory.last_state().parameters
+    model, tokenizer = tuned.losses.model, tuned.loaded.tokenizer
+    named = tuned.trajectory.header.named(parameters)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in named:
+                parameter.copy_(named[name])
+    by_item: dict[int, list[float]] = {}
+    for record in dev_records(run, dev):
+        item = run.corpus.item_ids.index(record["item_id"])
+        label = run.corpus.annotations("quality").numbers[run.corpus.annotations("quality").items == item][0]
+        label = run.dimension.scale.label(float(label))
+        messages = read_rater(tuned.trajectory.folder.parent / "rater.yaml").question.about(run.corpus.item(item))(
+            False
+        )
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        before = f"<think>\n{record['trace']}\n</think>\n\n<rating>"
+        ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        head = ids + tokenizer(before, add_special_tokens=False).input_ids
+        whole = ids + tokenizer(f"{before}{label}</rating><|im_end|>", add_special_tokens=False).input_ids
+        assert whole[: len(head)] == head
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+        lost = -sum(float(logits[place - 1, whole[place]]) for place in range(len(head), len(whole)))
+        by_item.setdefault(item, []).append(lost)
+    wanted = np.mean([np.mean(lost) for lost in by_item.values()])
+    values = queries.values(parameters)
+    assert len(values) == 3
+    assert float(values.double() @ torch.tensor(queries.shares)) == pytest.approx(wanted, rel=1e-4)
+    assert queries.items == len(dev.items)
+
+
+@pytest.mark.parametrize("name", ["label", "agreement"])
+def test_gradients_are_those_of_the_values(name: str, plain: tuple[Path, TunedRun, Any]) -> None:
+    queries, _, _ = asked(name, plain)
+    model = plain[1].losses.model.double()
+    try:
+        parameters = plain[1].trajectory.last_state().parameters.double()
+        vector = torch.randn(len(parameters), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        slope = queries.gradients(parameters) @ vector
+        ends = [queries.values(parameters + sign * 3e-4 * vector) for sign in (1, -1)]
+        torch.testing.assert_close(slope, (ends[0] - ends[1]) / 6e-4, rtol=2e-2, atol=2e-3)
+    finally:
+        model.float()
+
+
+def test_the_agreement_query_is_an_expected_value(plain: tuple[Path, TunedRun, Any]) -> None:
+    queries, _, _ = asked("agreement", plain)
+    tuned = plain[1]
+    parameters = tuned.trajectory.last_state().parameters
+    tokens = first_tokens(tuned.loaded, SCALE_ADAPTER.validate_python(dict(ORDINAL_3)), "--query")
+    wanted = torch.zeros(2)
+    for row in queries._rows:
+        batch = AnswerBatch.of([row.row], 0)
+        logits = tuned.losses.logits(parameters, batch.input_ids, row.row["verdict_at"])[0, 0]
+        chances = torch.stack([logits[token] for token in tokens]).softmax(0)
+        assert row.gains is not None
+        assert sorted(row.gains) in ([0, 0.5, 1], [0.5, 0.5, 1])
+        wanted[row.fold] -= row.weight * float((chances * torch.tensor(row.gains)).sum().detach())
+    torch.testing.assert_close(queries.values(parameters), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_draws_query_weighs_likelihoods_by_how_much_better_a_draw_agrees(plain: tuple[Path, TunedRun, Any]) -> None:
+    queries, _, dev = asked("draws", plain, folds=1)
+    parameters = plain[1].trajectory.last_state().parameters
+    # One draw says the label (agreement 1), the other one the next label: .5 below, or 0 from the last to the first.
+    advantages = sorted(round(row.weight * len(dev.items) * 2, 6) for row in queries._rows)
+    assert set(advantages) <= {0.5, -0.5, 1.0, -1.0}
+    assert sum(advantages) == pytest.approx(0)
+    wanted = torch.zeros_like(parameters)
+    for row in queries._rows:
+        point = parameters.clone().requires_grad_()
+        batch = AnswerBatch.of([row.row], 0)
+        lost = plain[1].losses.log_losses(point, batch).sum()
+        wanted += row.weight * torch.autograd.grad(lost, point)[0]
+    torch.testing.assert_close(queries.gradients(parameters)[0], wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_pairs_are_asked_in_the_order_they_were_shown_in(tmp_path: Path, base: Path) -> None:
+    where = recorded(tmp_path, base, PAIRWISE)
+    queries, run, dev = asked("label", where)
+    tokenizer = where[1].loaded.tokenizer
+    own = run.corpus.annotations(run.dimension.name)
+    swapped_rows = 0
+    for record in dev_records(run, dev):
+        item = run.corpus.item_ids.index(record["item_id"])
+        label = run.dimension.scale.label(float(own.numbers[own.items == item][0]))
+        shown = run.dimension.scale.swapped(label) if record["swapped"] else label
+        ending = f"{record['trace']}\n</think>\n\n<rating>{shown}</rating><|im_end|>"
+        texts = [tokenizer.decode(row.row["input_ids"]) for row in queries._rows]
+        assert sum(text.endswith(ending) for text in texts) >= 1
+        swapped_rows += record["swapped"] and shown != label
+    assert swapped_rows
+
+
+def test_scales_and_draws_that_cannot_be_asked_about(tmp_path: Path, base: Path) -> None:
+    where = recorded(tmp_path / "i", base, {**INTERVAL, "labels": [0.0, 5.0, 10.0], "min": 0, "max": 10})
+    with pytest.raises(ConfigError, match="lists no labels to expect over"):
+        asked("agreement", where)
+    queries, run, dev = asked("label", where)
+    assert queries.items == len(dev.items)
+    unreadable = [{**record, "verdict": None} for record in dev_records(run, dev)]
+    with pytest.raises(DataError, match="none of"):
+        asked("label", where, records=unreadable)
+    with pytest.raises(DataError, match="no such file"):
+        read_dev_draws(tmp_path, 3)
+
+
+def test_folds_keep_groups_together_and_are_about_as_large() -> None:
+    from raters.influence.dev_queries import _folds
+
+    groups = np.array([0, 0, 0, 1, 1, 2, 3, 4, 5, 5])
+    folds = _folds(groups, 3)
+    assert all(len(set(folds[groups == group])) == 1 for group in set(groups))
+    assert sorted(np.bincount(folds)) == [3, 3, 4]
+    assert len(set(_folds(groups[:3], 5))) == 1
+
+
+def test_agreement_of_labels() -> None:
+    ordinal = SCALE_ADAPTER.validate_python({"type": "ordinal", "labels": [1, 2, 3, 4, 5]})
+    assert agreements(ordinal, 2, [1, 2, 5, None]) == [0.75, 1, 0.25, 0]
+    nominal = SCALE_ADAPTER.validate_python(dict(NOMINAL))
+    first, second = nominal.labels[:2]
+    assert agreements(nominal, first, [first, second]) == [1, 0]
+    interval = SCALE_ADAPTER.validate_python({"type": "interval", "min": 0, "max": 10})
+    assert agreements(interval, 2.0, [2.0, 7.0]) == [1, 0.5]

@@ -1,0 +1,188 @@
+"""The stage: recorded run in, influence, kept traces and page out, with the student on the demo corpus."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.finetune_rater import main as finetune_rater
+from pipelines.infer_traces import main as infer_traces
+from pipelines.rate_items import main as rate_items
+from pipelines.select_traces import main as select_traces
+from raters.influence.harm import influence_of
+from raters.influence.report import influence_report_html
+from tests.stage_runs import calls_of, kill, read, refused_line, run_alone, started, wait_until
+
+TRAIN = "--steps 6 --batch 6 --eval-steps 3 --lr 2e-3 --dev-limit 12 --dev-draws 2 --rating-batch 64 --rank 4".split()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a run of infer_traces and a recorded one of finetune_rater on it."""
+    folder = tmp_path_factory.mktemp("demo")
+    assert infer_traces(["--limit", "16", "--null-items", "0", "--k", "16", "--out", str(folder / "traces")]) == 0
+    recorded = [*TRAIN, "--record-trajectory", "--out", str(folder / "tuned")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raters.training_report.plot_curves", lambda *arguments: None)
+        assert finetune_rater(["--traces", str(folder / "traces"), "--base", "student", *recorded]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    return calls_of("select_traces", select_traces, monkeypatch, capsys)
+
+
+def test_what_it_leaves_and_what_is_trained_on_it(place: Path, run: Any, tmp_path: Path) -> None:
+    out = tmp_path / "selected"
+    said = run("--run", place / "tuned", "--out", out, "--confidence", 0.6)
+    records, traces = read(out / "influence.jsonl"), read(place / "traces" / "traces.jsonl")
+    summary = json.loads((out / "summary.json").read_text())
+    assert len(records) == len(traces) == summary["traces"]
+    scores = [record["score"] for record in records]
+    assert scores == sorted(scores)
+    for record in records:
+        assert record["score"] == pytest.approx(record["reasoning"] + record["verdict"], rel=1e-4, abs=1e-9)
+        assert record["low"] <= record["score"] <= record["high"]
+        assert record["harmful"] == (record["high"] < 0 and record["error_proxy"] < -record["score"])
+        assert record["dropped"] == record["harmful"]
+        assert len(record["by_fold"]) == 5
+        assert record["tokens"] > 5
+    lines = (place / "traces" / "traces.jsonl").read_bytes().splitlines()
+    kept = (out / "traces.jsonl").read_bytes().splitlines()
+    harmful = {(record["item_id"], record["draw"]) for record in records if record["harmful"]}
+    assert harmful
+    assert kept == [line for line in lines if (json.loads(line)["item_id"], json.loads(line)["draw"]) not in harmful]
+    assert f"harmful {len(harmful)}" in said.out
+    assert not (out / "sweep.safetensors").exists()
+    page = (out / "report.html").read_text()
+    assert records[0]["example_id"] in page
+    arguments = ["--traces", str(out), "--base", "student", *TRAIN, "--out", str(tmp_path / "again")]
+    assert finetune_rater(arguments) == 0
+    again = json.loads((tmp_path / "again" / "summary.json").read_text())
+    assert again["traces"] == len(kept)
+    asked = ["--run", str(tmp_path / "again"), "--out", str(tmp_path / "o")]
+    assert "was trained without --record-trajectory" in run(*asked, status=2).err
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["--attributor less", "--query draws --folds 1 --no-error-proxy",
+     *(pytest.param(more, marks=pytest.mark.slow) for more in (
+         "--attributor sgd", "--attributor fisher --no-error-proxy", "--attributor tracin",
+         "--query agreement --no-renormalize", "--horizon 2"))],
+)  # fmt: skip
+def test_every_way_to_score(place: Path, run: Any, tmp_path: Path, more: str) -> None:
+    run("--run", place / "tuned", "--out", tmp_path / "o", *more.split())
+    records = read(tmp_path / "o" / "influence.jsonl")
+    assert len({record["score"] for record in records}) > 5
+    has_proxy = not any(name in more for name in ("sgd", "--no-error-proxy", "tracin", "less"))
+    assert all((record["error_proxy"] is not None) == has_proxy for record in records)
+    assert all((record["low"] is None) == ("--folds 1" in more) for record in records)
+
+
+def test_selecting_while_training_leaves_a_rater(place: Path, run: Any, tmp_path: Path) -> None:
+    out = tmp_path / "online"
+    run("--run", place / "tuned", "--out", out, "--online", 2)
+    records = read(out / "influence.jsonl")
+    assert sum(record["seen"] for record in records) == 36
+    assert 0 < sum(record["kept"] for record in records) < 36
+    for record in records:
+        assert record["dropped"] == (record["seen"] > 0 and 2 * record["kept"] < record["seen"])
+    rated = ["--rater", str(out / "rater.yaml"), "--limit", "4", "--draws", "1", "--out", str(tmp_path / "rated")]
+    assert rate_items(rated) == 0
+    assert (out / "adapter" / "adapter_model.safetensors").read_bytes() != (
+        place / "tuned" / "adapter" / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_another_question_needs_another_folder(place: Path, run: Any, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    run("--run", place / "tuned", "--out", out, "--attributor", "sgd")
+    before = (out / "influence.jsonl").read_bytes()
+    run("--run", place / "tuned", "--out", out, "--attributor", "sgd")
+    assert (out / "influence.jsonl").read_bytes() == before
+    said = run("--run", place / "tuned", "--out", out, "--attributor", "sgd", "--query", "agreement", status=2)
+    assert 'query was "label", now "agreement"' in said.err
+    assert (out / "influence.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on(place: Path, tmp_path: Path) -> None:
+    arguments = ["--run", place / "tuned", "--micro-batch", 1]
+    assert run_alone("select_traces", *arguments, "--out", tmp_path / "whole").status == 0
+    with started("select_traces", *arguments, "--out", tmp_path / "cut") as process:
+        wait_until((tmp_path / "cut" / "sweep.safetensors").exists, process)
+        kill(process)
+    assert run_alone("select_traces", *arguments, "--out", tmp_path / "cut").status == 0
+    wanted, found = (read(tmp_path / name / "influence.jsonl") for name in ("whole", "cut"))
+    assert {r["example_id"]: pytest.approx(r["score"], rel=1e-4, abs=1e-8) for r in wanted} == {
+        r["example_id"]: r["score"] for r in found
+    }
+
+
+def test_refusals(place: Path, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = place / "tuned"
+    monkeypatch.chdir(tmp_path)
+    refused_line(run, tmp_path, names=["--run"])
+    refused_line(run, tmp_path, "--run", tmp_path, names=["holds no run"])
+    refused_line(run, tmp_path, "--run", place / "traces", names=["is a run of infer_traces"])
+    refused_line(run, tmp_path, "--run", tuned, "--online", 2, "--horizon", 3, names=["leave out --horizon"])
+    refused_line(run, tmp_path, "--run", tuned, "--horizon", 3, "--attributor", "less", names=["unrolls nothing"])
+    refused_line(run, tmp_path, "--run", tuned, "--split", "test", names=["split"])
+    copy = tmp_path / "copy"
+    shutil.copytree(tuned, copy)
+    shutil.rmtree(copy / "trajectory" / "states")
+    refused_line(run, tmp_path, "--run", copy, names=["does not come to its end"])
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "status": "stopped"}))
+    refused_line(run, tmp_path, "--run", copy, names=["is stopped, not complete"])
+    other = tmp_path / "traces"
+    shutil.copytree(place / "traces", other)
+    lines = (other / "traces.jsonl").read_bytes().splitlines(keepends=True)
+    (other / "traces.jsonl").write_bytes(b"".join(lines[1:]))
+    asked = {**manifest, "options": {**manifest["options"], "traces": str(other)}}
+    shutil.copytree(tuned, tmp_path / "third")
+    (tmp_path / "third" / "manifest.json").write_text(json.dumps(asked))
+    refused_line(run, tmp_path, "--run", tmp_path / "third", names=["lacks trace"])
+
+
+def test_who_is_harmful() -> None:
+    folds = np.array([[-1.0, -1.1, -0.9], [-1.0, 1.0, -1.0], [1.0, 1.2, 1.1], [-1.0, -1.1, -0.9]])
+    parts = np.stack([folds, np.zeros_like(folds)], axis=-1)
+    overall = parts.mean(axis=1)
+    found = influence_of(parts, overall, np.array([0.1, 0.1, 0.1, 5.0]), 0.95)
+    assert found.harmful.tolist() == [True, False, False, False]  # the last one's score is all error
+    assert found.helpful.tolist() == [False, False, True, False]
+    # t(.975, 2) = 4.3027; sd of (-1, -1.1, -.9) is .1
+    assert found.high[0] == pytest.approx(-1 + 4.30265 * 0.1 / 3**0.5, rel=1e-5)
+    alone = influence_of(parts[:, :1], parts[:, 0], None)
+    assert not alone.harmful.any()
+    assert np.isnan(alone.low).all()
+
+
+def test_the_page_shows_texts_of_others_harmlessly() -> None:
+    hostile = "</pre><script>alert(1)</script>\u202eabc\x07"
+    record = {
+        "example_id": f"i<b>/{hostile}", "item_id": "i", "label": 3, "score": -0.5, "low": -0.6, "high": -0.4,
+        "reasoning": -0.3, "verdict": -0.2, "error_proxy": 0.01, "tokens": 12, "harmful": True, "helpful": False,
+        "dropped": True,
+    }  # fmt: skip
+    summary = {
+        "corpus": "<i>", "dimension": "q", "query": "label", "attributor": "adamw", "horizon": None, "online": False,
+        "traces": 1, "dropped": 1, "harmful": 1, "helpful": 0, "steps": 4, "dev_items": 9, "folds": 3,
+        "confidence": 0.95, "proxy_over_score": 1.5,
+    }  # fmt: skip
+    traces = {record["example_id"]: {"trace": hostile, "swapped": False}}
+    page = influence_report_html(summary, [record], traces, {"i": {"te<xt": hostile}})
+    assert "<script" not in page
+    assert "alert(1)" in page
+    assert not re.search("[\u202e\x07]", page)
+    assert "they say little" in page  # the proxy is larger than the scores
+    assert "No trace has a score above 0." in page
