@@ -151,7 +151,8 @@ def _promptfoo(export: Export) -> Files:
         }
         files["promptfooconfig.rubric.yaml"] = _yaml(rubric)
         run += " (`-c promptfooconfig.rubric.yaml`: in promptfoo's own words, which nobody has measured)"
-    ready = f"Once: `npm install -g promptfoo` (its present version wants Node.js 22.22), and Python 3.10 or later in PROMPTFOO_PYTHON. {export.server}"
+    needs = "Once: `npm install -g promptfoo` (Node.js 22.22 or later), and Python 3.10 or later in PROMPTFOO_PYTHON."
+    ready = f"{needs} {export.server}"
     return {**files, "README.md": export.readme(ready, run[0].upper() + run[1:] + ".")}
 
 
