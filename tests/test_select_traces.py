@@ -109,7 +109,7 @@ def test_another_question_needs_another_folder(place: Path, run: Any, tmp_path: 
     run("--run", place / "tuned", "--out", out, "--attributor", "sgd")
     assert (out / "influence.jsonl").read_bytes() == before
     said = run("--run", place / "tuned", "--out", out, "--attributor", "sgd", "--query", "agreement", status=2)
-    assert 'query was "label", now "agreement"' in said.err
+    assert 'query was "draws", now "agreement"' in said.err
     assert (out / "influence.jsonl").read_bytes() == before
 
 
