@@ -193,7 +193,7 @@ def asked(name: Any, where: tuple[Path, TunedRun, Any], folds: int = 2, **more: 
     run = TraceRun.read(run_folder)
     spec = read_rater(tuned.trajectory.folder.parent / "rater.yaml")
     dev = DevSplit.of(run, None)
-    encoder = Encoder(tuned.loaded, run, spec.question, "trace", None)
+    encoder = Encoder(tuned.loaded, run, spec.question, more.get("target", "trace"), None)
     records = more.get("records") or dev_records(run, dev)
     pad = tuned.loaded.generation.pad_token_id
     return dev_queries(name, tuned.losses, encoder, run, dev, records, folds, pad), run, dev
@@ -279,6 +279,41 @@ def test_the_draws_query_weighs_likelihoods_by_how_much_better_a_draw_agrees(pla
         lost = plain[1].losses.log_losses(point, batch).sum()
         wanted += row.weight * torch.autograd.grad(lost, point)[0]
     torch.testing.assert_close(queries.gradients(parameters)[0], wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["trace", "label", "label-after-trace", "verdict-first"])
+def test_what_is_asked_is_the_same_whatever_the_target_learns(target: str, tmp_path: Path, base: Path) -> None:
+    """The verdict's tokens are its label's and the rating's end, wherever reasoning stands; a draw is all of it."""
+    where = recorded(tmp_path, base, ORDINAL_3, "--target", target)
+    tokenizer = where[1].loaded.tokenizer
+
+    def asked_about(name: str, part: str | None = None) -> set[str]:
+        queries, *_ = asked(name, where, target=target)
+        found = set()
+        for row in queries._rows:
+            batch = AnswerBatch.of([row.row], 0)
+            wanted = batch.labels[0] != -100
+            if part is not None:
+                places = torch.arange(len(wanted))
+                is_verdict = (places >= batch.verdict_at) & (places < batch.verdict_end)
+                wanted = wanted & (is_verdict if part == "verdict" else ~is_verdict)
+            found.add(tokenizer.decode(batch.input_ids[0][wanted]))
+        return found
+
+    end = "" if target == "verdict-first" else "<|im_end|>"
+    verdicts = {f"{label}</rating>{end}" for label in (1, 2, 3)}
+    for name, part in (("label", None), ("agreement", None), ("draws", "verdict")):
+        assert {text.replace("\n", "") for text in asked_about(name, part)} == verdicts, name
+    reasons = "" if target == "label" else "Because 0 0."
+    begins = "<rating>" if target in ("label", "verdict-first") else "<think>"
+    drawn = asked_about("draws")
+    assert all(text.startswith(begins) and text.endswith("<|im_end|>") for text in drawn)
+    assert any(reasons in text for text in drawn)
+    # Of what training learned, the same split: it adds up to the loss, and only a verdict stands under it.
+    for row in where[1].losses._rows:
+        batch = AnswerBatch.of([row], 0)
+        verdict = tokenizer.decode(batch.input_ids[0][batch.verdict_at[0] : batch.verdict_end[0]])
+        assert verdict.replace("\n", "") in verdicts
 
 
 def test_pairs_are_asked_in_the_order_they_were_shown_in(tmp_path: Path, base: Path) -> None:

@@ -259,7 +259,6 @@ class AdamWInfluence(Unrolling):
                 changes = changes + _shared_out(errors, changes)
         super()._enter(scores, moment, adjoint, changes, decay)
 
-
     def _removals(self, moment: Moment, adjoint: Adjoint, decay: torch.Tensor) -> torch.Tensor:
         """Return (Q, rows) what removing each row's example does by this step taken exactly.
 
