@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +15,16 @@ import torch
 from raters.influence.answers import AnswerBatch
 from raters.influence.dev_queries import DevQueries, agreements, dev_queries, read_dev_draws
 from raters.influence.losses import products, step_gradient
+from raters.influence.recording import Recorder
+from raters.influence.trajectory import TrajectoryWriter
 from raters.influence.tuned_runs import TunedRun, write_adapter
 from raters.model_selection import DevSplit
 from raters.rater_files import read_rater
-from raters.records import ConfigError, DataError
+from raters.records import ConfigError, DataError, ModelError, StorageError
 from raters.scales import SCALE_ADAPTER
 from raters.trace_runs import TraceRun
 from raters.training_data import Encoder, first_tokens
+from tests.influence_problems import Setting, network_problem
 from tests.small_corpora import INTERVAL, NOMINAL, ORDINAL_3, PAIRWISE
 from tests.small_training import finetune, write_trace_run
 from tests.stage_runs import kill, run_alone, started, wait_for_lines
@@ -149,14 +153,69 @@ def test_a_base_with_dropout_of_its_own_and_a_full_disk_are_refused(
     run = write_trace_run(tmp_path)
     shutil.copytree(base, tmp_path / "dropping")
     config = json.loads((tmp_path / "dropping" / "config.json").read_text())
-    (tmp_path / "dropping" / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
-    said = finetune(run, tmp_path / "dropping", tmp_path / "o", *RECORD)
-    assert said.status == 2
-    assert "has dropout (attention_dropout)" in said.error
+    for name in ("attention_dropout", "dropout", "router_jitter_noise"):
+        (tmp_path / "dropping" / "config.json").write_text(json.dumps({**config, name: 0.1}))
+        said = finetune(run, tmp_path / "dropping", tmp_path / "o", *RECORD)
+        assert said.status == 2
+        assert f"has dropout ({name})" in said.error
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     said = finetune(run, base, tmp_path / "o2", *RECORD)
     assert said.status == 2
     assert "where 1.0 kB are free" in said.error
+
+
+def test_a_gradient_that_is_no_number_ends_in_one_line(tmp_path: Path, base: Path) -> None:
+    said = finetune(write_trace_run(tmp_path), base, tmp_path / "o", *RECORD, "--lr", "1e30", "--warmup", "0")
+    assert said.status == 1
+    assert "is nan; give a lower learning rate" in said.error
+
+
+def test_a_recording_that_is_gone_on_with_leaves_what_one_in_one_go_does(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where little more than its own size is free, of which it has taken half already."""
+    run, more = write_trace_run(tmp_path), (*RECORD, "--steps", "7", "--eval-steps", "3", "--patience", "30")
+    assert finetune(run, base, tmp_path / "whole", *more).status == 0
+    whole = tmp_path / "whole" / "trajectory"
+    size = sum(path.stat().st_size for path in whole.rglob("*.*"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size))
+    write, written = Recorder.write, 0
+
+    def stopped(self: Recorder, number: int, *more: Any) -> None:
+        nonlocal written
+        write(self, number, *more)
+        written += 1
+        if written == 4:
+            raise ModelError("stopped here")
+
+    monkeypatch.setattr(Recorder, "write", stopped)
+    assert finetune(run, base, tmp_path / "cut", *more).status == 1
+    monkeypatch.setattr(Recorder, "write", write)
+    there = sum(path.stat().st_size for path in (tmp_path / "cut" / "trajectory").rglob("*.*"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size - there + 2000))
+    said = finetune(run, base, tmp_path / "cut", *more)
+    assert said.status == 0, said.error
+    assert "going on from step 3" in said.log
+    for name in ("", "states"):
+        files = {path.name: path.read_bytes() for path in (whole / name).iterdir() if path.is_file()}
+        cut = tmp_path / "cut" / "trajectory" / name
+        assert {path.name: path.read_bytes() for path in cut.iterdir() if path.is_file()} == files
+
+
+def test_a_disk_that_fills_up_is_said_in_one_line(tmp_path: Path) -> None:
+    problem, _ = network_problem(Setting())
+    trajectory = problem.train(tmp_path / "t")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = TrajectoryWriter(tmp_path / "full", trajectory.header)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"00000000\.safetensors: cannot be written"):
+            writer.state(0, trajectory.stored_state(0))
+        writer.step(trajectory.steps[0], trajectory.clipped(1))
+        with pytest.raises(StorageError, match=r"gradients\.bin: cannot be written"):
+            writer.step(trajectory.steps[1], trajectory.clipped(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_parameters_become_an_adapter_that_loads(plain: tuple[Path, TunedRun, Any], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ import torch
 
 from raters.influence.adamw import Adjoint, pull_back, removal_effects, through_clipping
 from raters.influence.losses import ExampleLosses, products, some_row_gradients
-from raters.influence.trajectory import Moment, RecordedStep, Trajectory
+from raters.influence.trajectory import Moment, RecordedStep, Trajectory, write_tensors
 
 _ADJOINT = ("parameters", "first", "second")
 _ROWS = 8
@@ -174,12 +174,8 @@ class Unrolling:
     def _save(self, number: int, adjoint: Adjoint, scores: Scores) -> None:
         if self.keep is None:
             return
-        from safetensors.torch import save_file
-
-        partial = self.keep.with_name(f"{self.keep.name}.partial")
-        tensors = {name: getattr(adjoint, name).contiguous() for name in _ADJOINT} | self._named(scores)
-        save_file(tensors, str(partial), {"next": str(number)})
-        partial.replace(self.keep)
+        tensors = {name: getattr(adjoint, name) for name in _ADJOINT} | self._named(scores)
+        write_tensors(self.keep, tensors, {"next": str(number)})
 
     @staticmethod
     def _named(scores: Scores) -> dict[str, torch.Tensor]:
