@@ -73,7 +73,7 @@ def test_what_it_leaves_and_what_is_trained_on_it(place: Path, run: Any, tmp_pat
 
 @pytest.mark.parametrize(
     "more",
-    ["--attributor less", "--query draws --folds 1 --no-error-proxy",
+    ["--attributor less", "--query label --folds 1 --no-error-proxy",
      *(pytest.param(more, marks=pytest.mark.slow) for more in (
          "--attributor sgd", "--attributor fisher --no-error-proxy", "--attributor tracin",
          "--query agreement --no-renormalize", "--horizon 2"))],
@@ -109,7 +109,7 @@ def test_another_question_needs_another_folder(place: Path, run: Any, tmp_path: 
     run("--run", place / "tuned", "--out", out, "--attributor", "sgd")
     assert (out / "influence.jsonl").read_bytes() == before
     said = run("--run", place / "tuned", "--out", out, "--attributor", "sgd", "--query", "agreement", status=2)
-    assert 'query was "label", now "agreement"' in said.err
+    assert 'query was "draws", now "agreement"' in said.err
     assert (out / "influence.jsonl").read_bytes() == before
 
 

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 MOST_SUM_OF_RATES = 4.0
-"""Up to this sum of learning rates the proxy was seen to be about as large as the true error (the last table of
-data/results/influence.md); beyond it the error comes out of what a removal does to later steps, which the proxy does
-not see."""
+"""Up to this sum of learning rates the proxy was seen to be about as large as the true error; beyond it the error comes
+out of what a removal does to later steps, which the proxy does not see (data/results/influence.md, the last table)."""
 
 
 @dataclass(frozen=True)
