@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
         )
     if options.horizon is not None and options.attributor in ("tracin", "less"):
         raise ConfigError(f"--horizon {options.horizon}: {options.attributor} unrolls nothing; leave it out")
-    from pipelines.selection import attribute, finished, read_recorded, train_online, write_results
+    from pipelines.selection import attribute, finished, forget_sweep, read_recorded, train_online, write_results
     from raters.runs import RunFolder
 
     began = time.monotonic()
@@ -100,6 +100,7 @@ def main(arguments: Sequence[str]) -> int:
         summary, lines = write_results(recorded, found)
         seconds = before + time.monotonic() - began
         folder.write_manifest({**recorded.manifest("complete", seconds), "summary": summary})
+        forget_sweep(folder.path)
     finally:
         folder.release()
     print("\n".join(lines))

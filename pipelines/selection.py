@@ -193,7 +193,6 @@ def finished(manifest: Mapping[str, Any], out: Path) -> bool:
 
 def attribute(recorded: Recorded, out: Path, count: Callable[[int], None]) -> Found:
     """Return the influence of all traces; a sweep that was stopped goes on where it was."""
-    import numpy as np
     import torch
 
     from raters.influence.checkpoint_scores import Less, TracIn
@@ -224,18 +223,12 @@ def attribute(recorded: Recorded, out: Path, count: Callable[[int], None]) -> Fo
     scores = attributor.attribute(queries, mixtures)
     proxy = None if scores.error_proxy is None else scores.error_proxy[:, -1].double().numpy()
     parts = scores.parts.double().numpy()
-    if parts.shape[-1] == 1:  # of attributors that do not tell the parts
-        parts = np.concatenate([parts, np.full_like(parts, np.nan)], axis=-1)
-        parts = np.where(np.isnan(parts), 0.0, parts)
     found = influence_of(parts[:, :-1], parts[:, -1], proxy, options.confidence)
-    keep.unlink(missing_ok=True)
     return Found(found, found.harmful)
 
 
 def train_online(recorded: Recorded, out: Path, count: Callable[[int], None]) -> Found:
     """Return which traces training with selection learned from; its adapter is in the run's folder."""
-    import numpy as np
-
     from raters.influence.harm import influence_of
     from raters.influence.online import select_online
     from raters.influence.tuned_runs import write_adapter
@@ -246,10 +239,9 @@ def train_online(recorded: Recorded, out: Path, count: Callable[[int], None]) ->
     adapter = out / "adapter"
     write_adapter(tuned, found.state.parameters, adapter)
     _write_rater(recorded, adapter, out)
-    scores = found.scores.double().numpy()
-    parts = np.stack([scores, np.zeros_like(scores)], axis=-1)
+    scores = found.scores.double().numpy()[:, None]
     dropped = (found.seen > 0) & (2 * found.kept < found.seen)
-    return Found(influence_of(parts[:, None], parts, None), dropped.numpy(), found.seen.numpy(), found.kept.numpy())
+    return Found(influence_of(scores[:, None], scores, None), dropped.numpy(), found.seen.numpy(), found.kept.numpy())
 
 
 def _write_rater(recorded: Recorded, adapter: Path, out: Path) -> None:
@@ -258,6 +250,11 @@ def _write_rater(recorded: Recorded, adapter: Path, out: Path) -> None:
     from raters.rater_files import adapter_sha256
 
     replace(recorded.spec, adapter="adapter", adapter_sha256=adapter_sha256(adapter)).write(out / "rater.yaml")
+
+
+def forget_sweep(out: Path) -> None:
+    """Remove what a sweep is gone on from, once all that came of it is written."""
+    (out / _SWEEP).unlink(missing_ok=True)
 
 
 def write_results(recorded: Recorded, found: Found) -> tuple[dict[str, Any], list[str]]:
@@ -318,10 +315,16 @@ def influence_records(recorded: Recorded, found: Found) -> Iterator[Record]:
     """Yield the lines of influence.jsonl, the most harmful trace first."""
     import numpy as np
 
+    from raters.influence.answers import PARTS
+
     influence, tuned = found.influence, recorded.tuned
 
     def known(value: float) -> float | None:
         return float(value) if np.isfinite(value) else None
+
+    def parts_of(place: int) -> dict[str, float | None]:
+        parts = influence.parts[place].tolist()
+        return dict(zip(PARTS, parts if len(parts) == len(PARTS) else [None] * len(PARTS), strict=True))
 
     for place in np.argsort(influence.scores, kind="stable").tolist():
         trace = recorded.records[place]
@@ -332,8 +335,7 @@ def influence_records(recorded: Recorded, found: Found) -> Iterator[Record]:
             "score": float(influence.scores[place]),
             "low": known(influence.low[place]),
             "high": known(influence.high[place]),
-            "reasoning": float(influence.parts[place, 0]),
-            "verdict": float(influence.parts[place, 1]),
+            **parts_of(place),
             "by_fold": [float(score) for score in influence.folds[place]],
             "error_proxy": known(influence.proxy[place]),
             "tokens": tuned.learned[place],

@@ -17,6 +17,7 @@ from pipelines.rate_items import main as rate_items
 from pipelines.select_traces import main as select_traces
 from raters.influence.harm import doubt_of, influence_of
 from raters.influence.report import influence_report_html
+from raters.records import StorageError
 from tests.stage_runs import calls_of, kill, read, refused_line, run_alone, started, wait_until
 
 TRAIN = "--steps 6 --batch 6 --eval-steps 3 --lr 2e-3 --dev-limit 12 --dev-draws 2 --rating-batch 64 --rank 4".split()
@@ -85,6 +86,10 @@ def test_every_way_to_score(place: Path, run: Any, tmp_path: Path, more: str) ->
     has_proxy = not any(name in more for name in ("sgd", "--no-error-proxy", "tracin", "less"))
     assert all((record["error_proxy"] is not None) == has_proxy for record in records)
     assert all((record["low"] is None) == ("--folds 1" in more) for record in records)
+    tells_parts = "less" not in more and "tracin" not in more
+    assert all(
+        (record["reasoning"] is not None) == (record["verdict"] is not None) == tells_parts for record in records
+    )
 
 
 def test_selecting_while_training_leaves_a_rater(place: Path, run: Any, tmp_path: Path) -> None:
@@ -93,6 +98,7 @@ def test_selecting_while_training_leaves_a_rater(place: Path, run: Any, tmp_path
     records = read(out / "influence.jsonl")
     assert sum(record["seen"] for record in records) == 36
     assert 0 < sum(record["kept"] for record in records) < 36
+    assert {record["reasoning"] for record in records} == {record["verdict"] for record in records} == {None}
     for record in records:
         assert record["dropped"] == (record["seen"] > 0 and 2 * record["kept"] < record["seen"])
     rated = ["--rater", str(out / "rater.yaml"), "--limit", "4", "--draws", "1", "--out", str(tmp_path / "rated")]
@@ -100,6 +106,24 @@ def test_selecting_while_training_leaves_a_rater(place: Path, run: Any, tmp_path
     assert (out / "adapter" / "adapter_model.safetensors").read_bytes() != (
         place / "tuned" / "adapter" / "adapter_model.safetensors"
     ).read_bytes()
+
+
+def test_a_sweep_is_kept_until_all_is_written(
+    place: Path, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--run", place / "tuned", "--out", tmp_path / "o", "--no-error-proxy", "--attributor", "sgd")
+
+    def full(*given: Any) -> str:
+        raise StorageError("report.html: cannot be written (No space left on device); mend that and try again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("raters.influence.report.influence_report_html", full)
+        run(*arguments, status=1)
+    assert (tmp_path / "o" / "sweep.safetensors").exists()
+    monkeypatch.setattr("raters.influence.unrolling.products", None)  # nothing is swept again
+    run(*arguments)
+    assert (tmp_path / "o" / "report.html").exists()
+    assert not (tmp_path / "o" / "sweep.safetensors").exists()
 
 
 def test_another_question_needs_another_folder(place: Path, run: Any, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Influence:
         scores: (examples,) predicted change of the loss.
         low: (examples,) lower end of the interval over folds; nan with fewer than two folds.
         high: (examples,) upper end.
-        parts: (examples, parts) the score by part of the example's own loss.
+        parts: (examples, parts) the score by part of the example's own loss; one if the scores do not tell them.
         folds: (examples, folds) the score on each fold.
         proxy: (examples,) of the score's error; nan if there is none.
         harmful: (examples,)

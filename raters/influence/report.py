@@ -142,7 +142,8 @@ def _split(records: Sequence[Record]) -> Markup:
     for name, some in kinds.items():
         if some:
             cells = [f"{len(some):,}"] + [
-                f"{sum(record[part] for record in some) / len(some):+.2e}" for part in ("score", "reasoning", "verdict")
+                "-" if some[0][part] is None else f"{sum(record[part] for record in some) / len(some):+.2e}"
+                for part in ("score", "reasoning", "verdict")
             ]
             rows.append((name, [*cells, f"{sum(record['tokens'] for record in some) / len(some):,.0f}"]))
     heads = ["traces", "how many", "mean score", "of it by reasoning", "by verdict", "mean tokens"]
