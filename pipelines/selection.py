@@ -36,6 +36,7 @@ class Recorded:
         queries: Losses on the dev split, a fold each.
         records: (examples,) the lines of its traces.jsonl.
         spec: The rater it came to.
+        chosen_step: Whose weights that rater has; scores are of those of the last one.
         out: Folder of this run.
     """
 
@@ -46,6 +47,7 @@ class Recorded:
     queries: DevQueries
     records: Sequence[Record]
     spec: RaterSpec
+    chosen_step: int
     out: Path
 
     def describe(self) -> str:
@@ -137,13 +139,10 @@ def read_recorded(options: SelectTracesOptions) -> Recorded:
     adapter = where / manifest["summary"]["adapter"]
     folder = adapter.parent
     template = asked["chat_template"]
-    tuned = TunedRun.open(
-        folder,
-        adapter,
-        None if template is None else Path(template).read_text(encoding="utf-8"),
-        rows_at_once=options.micro_batch,
-    )
-    run = TraceRun.read(Path(asked["traces"]), options.corpus or asked["corpus"])
+    if template is not None:  # as the run left it: the file that was given may have changed since
+        template = (adapter / "chat_template.jinja").read_text(encoding="utf-8")
+    tuned = TunedRun.open(folder, adapter, template, rows_at_once=options.micro_batch)
+    run = TraceRun.read(Path(options.traces or asked["traces"]), options.corpus or asked["corpus"])
     spec = read_rater(where / "rater.yaml")
     by_id = {example_id(record): record for _, _, record in read_lines(run.kept)}
     lost = [example for example in tuned.example_ids if example not in by_id]
@@ -165,7 +164,9 @@ def read_recorded(options: SelectTracesOptions) -> Recorded:
         tuned.loaded.generation.pad_token_id,
     )
     out = stage_folder(options.out, run.corpus, run.dimension.name, "select_traces")
-    return Recorded(options, folder, run, tuned, queries, [by_id[name] for name in tuned.example_ids], spec, out)
+    (phase,) = manifest["summary"]["seeds"][str(tuned.trajectory.header.about["seed"])].values()
+    records = [by_id[name] for name in tuned.example_ids]
+    return Recorded(options, folder, run, tuned, queries, records, spec, phase["best_step"], out)
 
 
 def _finished(folder: Path) -> dict[str, Any]:
@@ -284,6 +285,7 @@ def write_results(recorded: Recorded, found: Found) -> tuple[dict[str, Any], lis
         "harmful": int(influence.harmful.sum()),
         "helpful": int(influence.helpful.sum()),
         "steps": len(recorded.tuned.trajectory),
+        "chosen_step": recorded.chosen_step,
         "dev_items": recorded.queries.items,
         "folds": len(recorded.queries),
         "confidence": options.confidence,
@@ -350,7 +352,7 @@ def summary_lines(
     summary: dict[str, Any], records: Sequence[Record], traces: dict[str, Record], show: int
 ) -> Iterator[str]:
     """Yield what came out, for a reader."""
-    from raters.influence.harm import doubt_of
+    from raters.influence.harm import doubt_of, weights_remark
 
     yield printable(f"{summary['corpus']}, {summary['dimension']} ({summary['scale']}): influence of traces on dev")
     if summary["online"]:
@@ -372,6 +374,8 @@ def summary_lines(
         yield f"  proxy of the scores' error: {summary['proxy_over_score']:.2f} of a score in the median"
     if doubt := doubt_of(summary):
         yield f"  {doubt}"
+    if remark := weights_remark(summary):
+        yield f"  {remark}"
     for record in records[:show]:
         if record["score"] < 0:
             yield ""

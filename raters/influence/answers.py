@@ -131,7 +131,9 @@ class AnswerLosses:
         """Return (rows, tokens - first, vocabulary) the logits of the tokens from place `first` on."""
         kept = input_ids.shape[1] - first + 1  # the position before a token predicts it
         device = next(self.model.parameters()).device
-        inputs = {"input_ids": input_ids.to(device), "use_cache": False, "logits_to_keep": kept}
+        inputs = {"input_ids": input_ids.to(device), "use_cache": False}
+        if getattr(self.model, "_supports_logits_to_keep", lambda: False)():
+            inputs["logits_to_keep"] = kept
         logits: torch.Tensor = functional_call(self.model, self._header.named(parameters), (), inputs).logits
         return logits[:, -kept:-1].float().to(input_ids.device)
 

@@ -81,3 +81,13 @@ def doubt_of(summary: Mapping[str, Any]) -> str:
             f"be off by more than the proxy says; {mend}"
         )
     return ""
+
+
+def weights_remark(summary: Mapping[str, Any]) -> str:
+    """Return which weights the scores are about, where the run's rater has others; empty if it has the same."""
+    if summary["chosen_step"] == summary["steps"] or summary["online"]:
+        return ""
+    return (
+        f"scores are of the weights after step {summary['steps']:,}, the last one; the run's rater has those of step "
+        f"{summary['chosen_step']:,}, which agreed better on dev"
+    )
