@@ -1,6 +1,6 @@
 """AdamW-influence and TracIn are what Bergson's MAGIC and dattri's TracIn come to, in double precision.
 
-Both are installed into a folder of their own, without what they would bring along (see tests.evidence.influence_oracle),
+Both are installed into a folder of their own without what they would bring along (tests.evidence.influence_oracle),
 made once under .harnesses/ or where $JUDGESEYE_HARNESSES says.
 """
 
