@@ -31,6 +31,9 @@ class SelectTracesOptions(StageOptions):
     corpus: str | None = Field(None, description="where that run's corpus is now (default: where it was)")
     traces: str | None = Field(None, description="where that run's traces are now (default: where they were)")
     split: Literal["dev"] = Field("dev", description="whose labels decide; the test split stays unseen")
+    at: Literal["chosen", "last"] = Field(
+        "chosen", description="whose loss: that of the weights that dev chose, or of those after the last step"
+    )
     query: Literal["draws", "agreement", "label"] = Field(
         "draws",
         description="loss on the dev split. draws: minus the expected agreement of whole draws, by their likelihood; "

@@ -36,7 +36,7 @@ class Recorded:
         queries: Losses on the dev split, a fold each.
         records: (examples,) the lines of its traces.jsonl.
         spec: The rater it came to.
-        chosen_step: Whose weights that rater has; scores are of those of the last one.
+        chosen_step: Whose weights that rater has.
         out: Folder of this run.
     """
 
@@ -63,7 +63,7 @@ class Recorded:
         """Return what decides the meaning of the run's records."""
         from raters.journal import sha256_of
 
-        decisive = "query attributor horizon folds confidence renormalize error_proxy online"
+        decisive = "at query attributor horizon folds confidence renormalize error_proxy online"
         trajectory = self.tuned.trajectory
         return {
             "run": sha256_of((trajectory.folder / "steps.jsonl").read_text(encoding="utf-8")),
@@ -141,7 +141,9 @@ def read_recorded(options: SelectTracesOptions) -> Recorded:
     template = asked["chat_template"]
     if template is not None:  # as the run left it: the file that was given may have changed since
         template = (adapter / "chat_template.jinja").read_text(encoding="utf-8")
-    tuned = TunedRun.open(folder, adapter, template, rows_at_once=options.micro_batch)
+    phase = manifest["summary"]["seeds"][str(manifest["summary"]["best_seed"])]["sft"]
+    step = phase["best_step"] if options.at == "chosen" else phase["steps"]
+    tuned = TunedRun.open(folder, adapter, template, rows_at_once=options.micro_batch, last=step)
     run = TraceRun.read(Path(options.traces or asked["traces"]), options.corpus or asked["corpus"])
     spec = read_rater(where / "rater.yaml")
     by_id = {example_id(record): record for _, _, record in read_lines(run.kept)}
@@ -159,12 +161,11 @@ def read_recorded(options: SelectTracesOptions) -> Recorded:
         encoder,
         run,
         dev,
-        read_dev_draws(folder, len(tuned.trajectory)),
+        read_dev_draws(folder, step),
         options.folds,
         tuned.loaded.generation.pad_token_id,
     )
     out = stage_folder(options.out, run.corpus, run.dimension.name, "select_traces")
-    (phase,) = manifest["summary"]["seeds"][str(tuned.trajectory.header.about["seed"])].values()
     records = [by_id[name] for name in tuned.example_ids]
     return Recorded(options, folder, run, tuned, queries, records, spec, phase["best_step"], out)
 

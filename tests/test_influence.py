@@ -288,6 +288,22 @@ def test_every_state_is_had_again(tmp_path: Path) -> None:
     )
 
 
+def test_a_run_up_to_a_step_is_the_run_that_ended_there(tmp_path: Path) -> None:
+    problem, queries = network_problem(Setting(max_norm=0.5))
+    cut = problem.train(tmp_path / "long").up_to(7)
+    problem.setting = Setting(steps=7, max_norm=0.5)
+    short = problem.train(tmp_path / "short", state_every=3)
+    assert len(cut) == 7
+    assert cut.stored() == [0, 3, 6]
+    assert torch.equal(cut.last_state().parameters, short.last_state().parameters)
+    scores = []
+    for trajectory in (cut, short):
+        influence = AdamWInfluence(problem)
+        influence.cache(trajectory)
+        scores.append(influence.attribute(queries).total)
+    torch.testing.assert_close(*scores, rtol=1e-12, atol=1e-16)
+
+
 def test_what_was_recorded_is_checked(tmp_path: Path) -> None:
     problem, _ = network_problem(Setting())
     trajectory = problem.train(tmp_path / "t")

@@ -94,7 +94,7 @@ def test_every_way_to_score(place: Path, run: Any, tmp_path: Path, more: str) ->
 
 def test_selecting_while_training_leaves_a_rater(place: Path, run: Any, tmp_path: Path) -> None:
     out = tmp_path / "online"
-    run("--run", place / "tuned", "--out", out, "--online", 2)
+    run("--run", place / "tuned", "--out", out, "--online", 2, "--at", "last")
     records = read(out / "influence.jsonl")
     assert sum(record["seen"] for record in records) == 36
     assert 0 < sum(record["kept"] for record in records) < 36

@@ -132,9 +132,10 @@ class AnswerLosses:
         kept = input_ids.shape[1] - first + 1  # the position before a token predicts it
         device = next(self.model.parameters()).device
         inputs = {"input_ids": input_ids.to(device), "use_cache": False}
+        named = self._header.named(parameters.to(device))  # vectors stay on the CPU, where there is room for them
         if getattr(self.model, "_supports_logits_to_keep", lambda: False)():
             inputs["logits_to_keep"] = kept
-        logits: torch.Tensor = functional_call(self.model, self._header.named(parameters), (), inputs).logits
+        logits: torch.Tensor = functional_call(self.model, named, (), inputs).logits
         return logits[:, -kept:-1].float().to(input_ids.device)
 
 

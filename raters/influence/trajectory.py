@@ -15,6 +15,7 @@ run takes (T + 3 sqrt T) P numbers on disk, and a segment of it sqrt(T) times 4 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -301,7 +302,14 @@ class Trajectory:
 
     def stored(self) -> list[int]:
         """Return after which steps the state is stored; 0 is before the first."""
-        return sorted(int(path.stem) for path in (self.folder / STATES).glob("*.safetensors"))
+        found = sorted(int(path.stem) for path in (self.folder / STATES).glob("*.safetensors"))
+        return [number for number in found if number <= len(self)]
+
+    def up_to(self, number: int) -> Trajectory:
+        """Return the run as if it had ended after a step."""
+        cut = copy.copy(self)
+        cut.steps = self.steps[:number]
+        return cut
 
     def stored_state(self, number: int) -> AdamWState:
         """Return a stored state."""
@@ -315,7 +323,9 @@ class Trajectory:
 
     def last_state(self) -> AdamWState:
         """Return the state that the run came to."""
-        return self.stored_state(len(self))
+        if self._state_path(len(self)).exists():
+            return self.stored_state(len(self))
+        return self.moments(len(self), len(self))[-1].after
 
     def moments(self, first: int, last: int) -> list[Moment]:
         """Return steps `first` to `last`, both counted from 1 and included, with their states: 4 P numbers each."""

@@ -39,31 +39,45 @@ class TunedRun:
     fingerprint: str
 
     @classmethod
-    def open(cls, folder: Path, adapter: Path, chat_template: str | None = None, rows_at_once: int = 8) -> TunedRun:
-        """Read a seed's folder and load its base under its adapter.
+    def open(
+        cls,
+        folder: Path,
+        adapter: Path,
+        chat_template: str | None = None,
+        rows_at_once: int = 8,
+        last: int | None = None,
+    ) -> TunedRun:
+        """Read a seed's folder and load its base under its adapter, on a GPU if there is one.
 
         Args:
             folder: With trajectory/.
             adapter: Folder of the adapter that the run came to, for its shape.
             chat_template: In place of the base's own.
             rows_at_once: Examples that are read at once.
+            last: The step up to which it is read; the run's last one if None.
 
         Raises:
             DataError: If no run was recorded there.
             ModelAccessError: If the base cannot be loaded.
         """
         with QuietTraining():
-            return cls._open(folder, adapter, chat_template, rows_at_once)
+            return cls._open(folder, adapter, chat_template, rows_at_once, last)
 
     @classmethod
-    def _open(cls, folder: Path, adapter: Path, chat_template: str | None, rows_at_once: int) -> TunedRun:
+    def _open(
+        cls, folder: Path, adapter: Path, chat_template: str | None, rows_at_once: int, last: int | None
+    ) -> TunedRun:
         trajectory = Trajectory(folder / FOLDER)
+        if last is not None:
+            trajectory = trajectory.up_to(last)
         about = trajectory.header.about
         loaded = load_base(about["base"], about["dtype"], four_bit=False, chat_template=chat_template)
         # Fused attention has no second derivative.
         loaded.model.set_attn_implementation("eager")
         fingerprint = fingerprint_of(loaded)
         loaded = with_adapter(loaded, adapter)
+        if torch.cuda.is_available():
+            loaded.model.to("cuda")
         rows = read_examples(folder / FOLDER)
         ordinal = None if about["ordinal"] is None else OrdinalTerm(**about["ordinal"])
         losses = AnswerLosses(
