@@ -156,7 +156,7 @@ def run_alone(
         env=environment(**more),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         preexec_fn=preexec_fn,
     )
     return Outcome(stage, done.returncode, done.stdout, done.stderr)
