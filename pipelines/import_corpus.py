@@ -34,6 +34,7 @@ class ImportCorpusOptions(StageOptions):
 
     source: str | None = positional("file, folder, or id of a data set")
     out: str | None = Field(None, description="folder of the new corpus")
+    new: bool = Field(False, description="another corpus that stands in --out is kept beside it")
     dry_run: bool = Field(False, description="say what was understood, and write nothing")
     format: Literal["auto", "table", "label-studio", "argilla", "potato", "prodigy", "doccano", "hanna", "summeval",
                     "aes2", "wmt20-sqm", "helpsteer2"] = Field(
@@ -114,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
             for name, record in (("summary.json", summary), ("manifest.json", manifest)):
                 text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
                 write_atomically(folder / name, text)
-            moved = move_into_place(folder, out)
+            moved = move_into_place(folder, out, new=options.new)
     print("\n".join(summary_lines(summary)))
     if options.dry_run:
         print("Nothing was written (--dry-run).")

@@ -180,7 +180,10 @@ def _state(step: Step, given: Mapping[str, Any], out: Path) -> dict[str, Any] | 
         inputs[f"${{{need}}}"] = _outputs_sha256(out / need)
     for key, value in given.items():
         for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, str) and not each.startswith(str(out)) and (path := _place(key, each)) is not None:
+            if not isinstance(each, str):
+                continue
+            name = each.partition("=")[2] or each  # such as a dimension's guideline, tone=told.md
+            if not name.startswith(str(out)) and (path := _place(key, name)) is not None:
                 inputs[f"{key} {each}"] = _outputs_sha256(path) if path.is_dir() else _file_sha256(path)
     # Of another version a step runs again, but goes on with what it has paid for, if the stage itself allows it.
     version = versions().get("judgeseye")
