@@ -69,7 +69,7 @@ class Plan:
         return {
             "corpus": run.corpus.name,
             "dimension": run.dimension.name,
-            "traces": sha256_of(run.kept.read_text(encoding="utf-8")),
+            "traces": run.learned_sha256,
             "guideline": self.question.dimension.guideline_sha256,
             "prompt": self.question.prompt.sha256,
             "dev_items": ids_sha256([run.corpus.item_ids[item] for item in self.dev.items]),

@@ -51,7 +51,8 @@ class Plan:
         from raters.splits import ids_sha256
 
         options, run = self.options, self.run
-        traces = json.dumps([run.manifest["identity"], run.manifest.get("draws"), run.manifest.get("items")])
+        reviewed = [run.learned_sha256] if run.reviews else []
+        traces = json.dumps([run.manifest["identity"], run.manifest.get("draws"), run.manifest.get("items"), *reviewed])
         decisive = ("method", "writer", "level", "draws", "embeddings", "gate_z", "seed", "resamples", "train_items")
         return {
             "corpus": run.corpus.name,
