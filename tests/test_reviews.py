@@ -112,7 +112,7 @@ def test_choosing_another_draw_and_undoing_it(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert now.learned_sha256 != run.learned_sha256
     book.add({"place": 0, "action": "undo"})
-    assert [record["trace"] for record in learned_from(again())][0] == "First of a."
+    assert next(record["trace"] for record in learned_from(again())) == "First of a."
     for place in (1, 2):
         book.add({"place": place, "action": "undo"})
     assert again().learned_sha256 == run.learned_sha256
@@ -169,7 +169,9 @@ def test_a_pair_that_was_shown_in_exchanged_order(tmp_path: Path) -> None:
     index = LabelIndex.of(TraceRun.read(folder))
     offset = index.offsets[index.starts[1]]
     place = next(
-        place for place in range(len(index)) if index.find(place, "first", 1)[1]["swapped"]  # type: ignore[index]
+        place
+        for place in range(len(index))
+        if index.find(place, "first", 1)[1]["swapped"]  # type: ignore[index]
     )
     assert offset is not None
     run = reviewed(folder, {"place": place, "action": "correct", "chance": "first", "draw": 0, "trace": "Other words."})
@@ -236,7 +238,7 @@ def test_a_line_that_is_no_review_is_named(folder: Path, line: str) -> None:
 
 def test_a_review_of_a_draw_that_is_not_there(folder: Path) -> None:
     (folder / REVIEWS).write_text(json.dumps({**GOOD, "item_id": "item01", "offset": 3}) + "\n")
-    with pytest.raises(DataError, match="is not in candidates.jsonl as it was reviewed"):
+    with pytest.raises(DataError, match=r"is not in candidates\.jsonl as it was reviewed"):
         list(learned_from(TraceRun.read(folder)))
 
 

@@ -52,6 +52,7 @@ class ReviewServer(ThreadingHTTPServer):
 
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 128
 
     def __init__(self, book: ReviewBook, port: int = 0) -> None:
         """Listen on a port of this machine; 0 for a free one.
