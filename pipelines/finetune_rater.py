@@ -14,7 +14,8 @@ from pydantic import Field
 
 from pipelines import screen
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import StageOptions, parse_options
+from pipelines.options import parse_options
+from raters.options import StageOptions
 from raters.records import MOST_DRAWS, JudgeseyeError
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import screen
 from raters.records import ConfigError
+from raters.trace_text import printable
 
 if TYPE_CHECKING:
     from pipelines.finetune_rater import FinetuneRaterOptions
@@ -363,7 +363,7 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     from raters.score_text import FIGURE_NAMES
 
     what = f"{summary['corpus']}, {summary['dimension']} ({summary['scale']}): {summary['base']}"
-    yield screen.printable(f"{what}, {summary['method']} of {summary['target']}")
+    yield printable(f"{what}, {summary['method']} of {summary['target']}")
     left_out = f"; {summary['too_long']:,} left out as too long" if summary["too_long"] else ""
     pairs = f", {summary['pairs']:,} pairs" if "pairs" in summary else ""
     yield f"  {summary['examples']:,} of {summary['traces']:,} traces{left_out}{pairs}"

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipelines.command import run_command
-from pipelines.options import StageOptions, parse_options, positional
+from pipelines.options import parse_options, positional
 from pipelines.screen import say
+from raters.options import StageOptions
 from raters.records import ConfigError
 
 STAGE = "import_corpus"

@@ -15,9 +15,10 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import BudgetOptions, EngineOptions, WorkerOptions, parse_options
+from pipelines.options import parse_options
 from pipelines.session import draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
+from raters.options import BudgetOptions, EngineOptions, WorkerOptions
 from raters.records import MOST_DRAWS, BudgetError, ConfigError, DataError, JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
@@ -396,8 +397,8 @@ async def draw(plan: _Plan, sheet: RatingSheet, checkpoint: Checkpoint, *, alone
 
 def _summary_lines(plan: _Plan, sheet: RatingSheet) -> list[str]:
     """Return what was rated, for a reader."""
-    from pipelines.screen import percent, printable, row
     from raters.scales import listed_labels
+    from raters.trace_text import percent, printable, row
 
     verdicts = [record["verdict"] for record in sheet.verdicts()]
     counts: dict[Any, int] = {}

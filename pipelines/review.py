@@ -11,8 +11,9 @@ from pathlib import Path
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import StageOptions, parse_options, positional
+from pipelines.options import parse_options, positional
 from pipelines.screen import say
+from raters.options import StageOptions
 from raters.records import ConfigError
 
 STAGE = "review"

@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import BudgetOptions
 from pipelines.screen import say
 from raters.journal import write_atomically
+from raters.options import BudgetOptions
 from raters.records import ConfigError, JudgeseyeError, shown
 from raters.yaml_files import read_yaml
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipelines.command import run_command
-from pipelines.options import StageOptions, parse_options
+from pipelines.options import parse_options
 from pipelines.screen import say
 from raters.journal import write_atomically
+from raters.options import StageOptions
 from raters.records import ConfigError, DataError, shown
 
 if TYPE_CHECKING:

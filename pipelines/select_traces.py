@@ -10,8 +10,9 @@ from typing import Literal
 from pydantic import Field
 
 from pipelines.command import run_command
-from pipelines.options import StageOptions, parse_options
+from pipelines.options import parse_options
 from pipelines.screen import ProgressBar, say
+from raters.options import StageOptions
 from raters.records import ConfigError
 
 STAGE = "select_traces"

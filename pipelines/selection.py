@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.screen import printable
 from raters.records import DataError
+from raters.trace_text import printable
 
 if TYPE_CHECKING:
     from pipelines.select_traces import SelectTracesOptions

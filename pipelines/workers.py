@@ -14,7 +14,7 @@ from raters.records import ConfigError, JudgeseyeError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipelines.options import WorkerOptions
+    from raters.options import WorkerOptions
     from raters.shards import Open, Shard, Shards
 
 _REFRESH_SECONDS = 10.0
@@ -124,9 +124,10 @@ def _progress(shards: Shards, drawn: int) -> Callable[[], None]:
 
 def open_infer_traces(options: Mapping[str, Any]) -> Callable[[Shard], bool]:
     """Return what draws a shard of infer_traces, with the inputs of the run read once."""
-    from pipelines.infer_traces import InferTracesOptions, draw
-    from pipelines.inference import read_inputs
+    from pipelines.infer_traces import draw
     from raters.checkpoints import Checkpoint
+    from raters.inference import read_inputs
+    from raters.inference_options import InferTracesOptions
     from raters.journal import Journal
 
     whole = read_inputs(InferTracesOptions.model_validate(options))

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pipelines.refine_guideline import RefineGuidelineOptions
     from raters.dev_gate import DevLabels
     from raters.guideline_text import Guideline
     from raters.rater_files import RaterSpec
+    from raters.refinement_options import RefineGuidelineOptions
     from raters.trace_runs import TraceRun
 
 LEAST_DEV_ITEMS = 20

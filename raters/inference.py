@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from raters.records import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from pipelines.infer_traces import InferTracesOptions
     from raters.budgets import Use
     from raters.corpora import Corpus
     from raters.corpus_files import Dimension
     from raters.gold import GoldMethod, LabelTable
+    from raters.inference_options import InferTracesOptions
     from raters.ledger import Ledger
     from raters.observations import Observations
     from raters.prices import Price
@@ -240,8 +240,13 @@ class Plan:
         return bool(missing) and missing[0] < ledger.draws_needed(row, "first", full_rows)
 
 
-def read_inputs(options: InferTracesOptions) -> Plan:
-    """Read and check all that can be checked before a model is asked."""
+def read_inputs(options: InferTracesOptions, corpus: Corpus | None = None) -> Plan:
+    """Read and check all that can be checked before a model is asked.
+
+    Args:
+        options: What is asked for.
+        corpus: The one that they name, if it is loaded already.
+    """
     from raters.corpora import find_corpus, load_corpus
     from raters.corpus_files import read_guideline_file
     from raters.drawing import work_order
@@ -253,7 +258,7 @@ def read_inputs(options: InferTracesOptions) -> Plan:
     from raters.runs import stage_folder
     from raters.splits import split_corpus
 
-    corpus = load_corpus(find_corpus(options.corpus))
+    corpus = corpus or load_corpus(find_corpus(options.corpus))
     rater = read_rater(Path(options.model)) if options.model.endswith((".yaml", ".yml")) else None
     dimension = corpus.dimension(options.dimension or (rater.dimension.name if rater else None))
     if rater is not None:
