@@ -29,6 +29,9 @@ DESCRIPTION = """\
 Infer the thinking behind label-only annotations: draw up to k ratings for each item from a model that does not see
 the label, keep those that agree with the person, with their reasoning.
 
+  python -m pipelines.infer_traces --corpus my_corpus --limit 20 --show 3
+  python -m pipelines.infer_traces --corpus my_corpus --model openai/gpt-oss-120b --base-url http://localhost:8000/v1
+
 Writes to --out: candidates.jsonl (every draw), traces.jsonl (kept ones), unmatched.jsonl, summary.json,
 utilisation.svg, split.json, manifest.json. The same command again continues where it stopped."""
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from raters.options import StageOptions, flag, is_switch
 from raters.records import ConfigError
 from raters.yaml_files import read_yaml
 
 _MOST_SHOWN = 80
+NEEDED = "needed"
+"""In the help text of what cannot be left out."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,9 +58,7 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same options (k: 8, top_p: 0.9, ...)")
     # What stages share comes last, so it does not stand in the stage's own class.
     for name, field in sorted(kind.model_fields.items(), key=lambda field: field[0] not in kind.__annotations__):
-        text = (field.description or "").replace("%", "%%")
-        if field.default not in (None, ()) and not isinstance(field.default, bool):
-            text += f" (default: {field.default})"
+        text = help_text(field).replace("%", "%%")
         if name in alone:
             parser.add_argument(name, nargs="?", metavar=name.upper(), help=text)
         elif is_switch(field.annotation):
@@ -87,6 +88,18 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
             message = "a list, such as [a, b]"
         value = detail["input"] if isinstance(detail["input"], str) else repr(detail["input"])
         raise ConfigError(f"{place} {value[:_MOST_SHOWN]}: must be {message}") from error
+
+
+def help_text(field: FieldInfo) -> str:
+    """Return what an option is for and what it is if it is not given."""
+    text, default = field.description or "", field.default
+    if "default" in text or NEEDED in text or "if not given" in text:
+        return text
+    if isinstance(default, bool):
+        default = "yes" if default else "no"
+    elif isinstance(default, tuple):
+        default = " ".join(map(str, default))
+    return f"{text} (default: {'none' if default in (None, '') else default})"
 
 
 def _metavar(annotation: Any, name: str) -> str:

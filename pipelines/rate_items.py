@@ -37,6 +37,9 @@ STAGE = "rate_items"
 DESCRIPTION = """\
 Rate the items of a split with a rater, each --draws times.
 
+  python -m pipelines.rate_items --model embedded --corpus demo --split test --draws 8
+  python -m pipelines.rate_items --rater runs/demo/finetune_rater/rater.yaml --corpus demo
+
 Writes to --out: ratings.jsonl (every draw), verdicts.jsonl (what the draws of an item say together), rater.yaml,
 split.json, manifest.json. The same command again continues where it stopped."""
 
@@ -45,24 +48,34 @@ class RateItemsOptions(BudgetOptions, EngineOptions, WorkerOptions):
     """Options of rate_items."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
-    rater: str | None = Field(None, description="rater.yaml to apply")
-    model: str | None = Field(None, description="instead of --rater: this model with the corpus's own guideline")
-    dimension: str | None = Field(None, description="which question of the corpus, with --model")
+    rater: str | None = Field(None, description="rater.yaml to apply; this or --model is needed")
+    model: str | None = Field(
+        None, description="instead of --rater: this model with the corpus's own guideline (default: none)"
+    )
+    dimension: str | None = Field(
+        None, description="which question of the corpus, with --model (default: the only one)"
+    )
     split: Literal["train", "dev", "test", "all"] = Field("test", description="which part of the corpus to rate")
     split_seed: int = Field(0, description="seed of the 70/15/15 split by group")
-    limit: int | None = Field(None, ge=1, description="most items; a larger limit later goes on with more")
+    limit: int | None = Field(
+        None, ge=1, description="most items; a larger limit later goes on with more (default: all)"
+    )
     draws: int | None = Field(None, ge=1, le=MOST_DRAWS, description="draws for an item (default: the rater's, or 1)")
     aggregate: Literal["mean", "median", "majority"] | None = Field(
         None, description="how draws become one verdict (default: mean, or majority on scales without order)"
     )
-    prompt: str | None = Field(None, description="with --model: prompt of prompts/ or a .md file")
+    prompt: str | None = Field(
+        None, description="with --model: prompt of prompts/ or a .md file (default: the model's own)"
+    )
     reasoning: bool = Field(
         True,
         description="with --model: let it think first; --no-reasoning asks for the verdict alone and, where the model "
         "tells the labels' probabilities, rates by the expected value over them",
     )
     temperature: float | None = Field(None, ge=0, description="sampling temperature (default: the rater's, or 1)")
-    top_p: float | None = Field(None, gt=0, le=1, description="nucleus to sample from (default: the rater's, or 1)")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="nucleus to sample from, from 0 to 1 (default: the rater's, or 1)"
+    )
     max_tokens: int | None = Field(None, ge=1, description="most tokens of a draw (default: the rater's, or 4096)")
     seed: int | None = Field(None, description="seed of all draws (default: the rater's, or 0)")
     adapter: str | None = Field(

@@ -24,6 +24,8 @@ DESCRIPTION = """\
 Write a clearer guideline from the traces of a run of infer_traces, keep each edit only if it raises the raters'
 agreement with people on the dev split, and rate the test split once with the guideline before and after.
 
+  python -m pipelines.refine_guideline --traces runs/demo/infer_traces --rater embedded --rounds 3
+
 Writes to --out: guideline.md, diff.md, provenance.jsonl, proposals.jsonl, raters/<rater>.yaml, report.html,
 summary.json, test/<rater>-{original,refined}/ratings.jsonl, manifest.json. The same command again goes on where it
 stopped."""

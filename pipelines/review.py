@@ -31,9 +31,9 @@ secret; from another one, forward the port: ssh -L 8765:localhost:8765 HOST, wit
 class ReviewOptions(StageOptions):
     """Options of review."""
 
-    run: str | None = positional("folder of a finished run of infer_traces, or of select_traces on one")
+    run: str | None = positional("folder of a finished run of infer_traces, or of select_traces on one; needed")
     corpus: str | None = Field(None, description="where that run's corpus is now (default: where it was)")
-    port: int = Field(0, ge=0, le=65_535, description="of this machine; 0 for a free one")
+    port: int = Field(0, ge=0, le=65_535, description="port of this machine; 0 for a free one")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -14,10 +14,12 @@ class InferTracesOptions(BudgetOptions, EngineOptions, WorkerOptions):
     """Options of infer_traces."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
-    dimension: str | None = Field(None, description="which question of the corpus; needed if it has several")
+    dimension: str | None = Field(None, description="which question of the corpus (default: the only one)")
     split: Literal["train", "dev", "test", "all"] = Field("train", description="which part of the corpus to draw for")
     split_seed: int = Field(0, description="seed of the 70/15/15 split by group")
-    limit: int | None = Field(None, ge=1, description="most items; a larger limit later goes on with more")
+    limit: int | None = Field(
+        None, ge=1, description="most items; a larger limit later goes on with more (default: all)"
+    )
     labels: Literal["median", "majority", "mean", "paper", "per-annotator"] | None = Field(
         None,
         description="how several people's labels become one (default: median on ordinal, majority on nominal and "
@@ -41,10 +43,13 @@ class InferTracesOptions(BudgetOptions, EngineOptions, WorkerOptions):
         "first", description="accepted draws to keep for a label: the first, all, or the N most different"
     )
     tolerance: float | None = Field(
-        None, ge=0, description="accept verdicts this far from the label: steps (ordinal), units (interval, required)"
+        None,
+        ge=0,
+        description="accept verdicts this far from the label: steps (ordinal; default: 0), units (interval; has to be "
+        "given)",
     )
     temperature: float = Field(1.0, ge=0, description="sampling temperature")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus of probability to sample from")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus to sample from, as a share of probability from 0 to 1")
     max_tokens: int = Field(4096, ge=1, description="most tokens of a draw, reasoning included")
     seed: int = Field(0, description="seed of all draws")
     escalate: str | None = Field(None, description="second chance: another model draws for items without acceptance")
@@ -57,7 +62,10 @@ class InferTracesOptions(BudgetOptions, EngineOptions, WorkerOptions):
         50, ge=0, description="items of an adaptive run that get all k draws, to measure what chance would accept"
     )
     give_up: float = Field(
-        0.0, ge=0, lt=1, description="give an item up once the chance of a match in its draws left is below this"
+        0.0,
+        ge=0,
+        lt=1,
+        description="give an item up once the chance, from 0 to 1, of a match in its draws left is below this",
     )
     ahead: bool | None = Field(
         None,

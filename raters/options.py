@@ -46,9 +46,11 @@ class StageOptions(BaseModel):
 class EndpointOptions(StageOptions):
     """Base of the options of stages that may ask a model over HTTP: how openai/<name> may be asked."""
 
-    requests_per_minute: int | None = Field(None, ge=1, description="most requests to openai/<name> in any 60 seconds")
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="most requests to openai/<name> in any 60 seconds (default: no limit)"
+    )
     tokens_per_minute: int | None = Field(
-        None, ge=1, description="most tokens, read and written, of openai/<name> in any 60 seconds"
+        None, ge=1, description="most tokens, read and written, of openai/<name> in any 60 seconds (default: no limit)"
     )
     max_retries: int = Field(10, ge=0, le=100, description="tries of a request to openai/<name> after the first")
     request_timeout: float = Field(600.0, gt=0, description="seconds of silence after which a request is sent again")
@@ -90,11 +92,19 @@ class EndpointOptions(StageOptions):
 class BudgetOptions(EndpointOptions):
     """Base of the options of stages that draw: what tokens cost, and how much of that is too much."""
 
-    input_price: float | None = Field(None, ge=0, description="USD for a million tokens read, whatever the model")
-    output_price: float | None = Field(None, ge=0, description="USD for a million tokens written")
+    input_price: float | None = Field(
+        None, ge=0, description="USD for a million tokens read, whatever the model (default: as --prices says)"
+    )
+    output_price: float | None = Field(
+        None, ge=0, description="USD for a million tokens written (default: as --prices says)"
+    )
     prices: str | None = Field(None, description="file of prices by model, as data/prices.yaml is one")
-    max_cost: float | None = Field(None, ge=0, description="budget: most USD of the run, earlier sessions included")
-    max_total_tokens: int | None = Field(None, ge=0, description="budget: most tokens of the run, read and written")
+    max_cost: float | None = Field(
+        None, ge=0, description="budget: most USD of the run, earlier sessions included (default: no limit)"
+    )
+    max_total_tokens: int | None = Field(
+        None, ge=0, description="budget: most tokens of the run, read and written (default: no limit)"
+    )
 
     def known_prices(self, specs: Iterable[str]) -> dict[str, Price]:
         """Return what models cost, as far as that is known; those of this machine cost nothing.
@@ -214,7 +224,7 @@ class WorkerOptions(StageOptions):
 
     engine: Literal["local", "ray"] = Field("local", description="where workers are: processes here, or actors of Ray")
     workers: int | None = Field(None, ge=1, le=1024, description="who draw, each for a share of the items (default: 1)")
-    ray_address: str | None = Field(None, description="cluster of --engine ray; RAY_ADDRESS, or this machine")
+    ray_address: str | None = Field(None, description="cluster of --engine ray (default: RAY_ADDRESS, or this machine)")
 
     @property
     def several(self) -> bool:

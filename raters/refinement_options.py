@@ -13,7 +13,7 @@ from raters.records import MOST_DRAWS
 class RefineGuidelineOptions(EndpointOptions):
     """Options of refine_guideline."""
 
-    traces: str | None = Field(None, description="folder of a finished run of infer_traces on the train split")
+    traces: str | None = Field(None, description="folder of a finished run of infer_traces on the train split; needed")
     corpus: str | None = Field(None, description="where that run's corpus is now (default: where it was)")
     writer: str = Field("extractive", description="extractive, hf/<path or id>, vllm/<path or id>, or openai/<name>")
     rater: tuple[str, ...] = Field(
@@ -28,7 +28,9 @@ class RefineGuidelineOptions(EndpointOptions):
         None, description="file of the guideline to begin with (default: the one the traces are of)"
     )
     rounds: int = Field(1, ge=1, le=20, description="infer traces again under the refined guideline, so many times")
-    level: float = Field(0.05, gt=0, lt=1, description="level of the one-sided test that an edit has to pass")
+    level: float = Field(
+        0.05, gt=0, lt=1, description="level, from 0 to 1, of the one-sided test that an edit has to pass"
+    )
     patience: int = Field(10, ge=1, description="proposals in a row without a gain that end a round")
     max_proposals: int = Field(40, ge=1, description="most proposals of a round")
     draws: int = Field(8, ge=1, le=MOST_DRAWS, description="draws of a rater for an item")
@@ -46,17 +48,19 @@ class RefineGuidelineOptions(EndpointOptions):
     explanations: int = Field(4, ge=1, le=64, description="post-hoc: most explanations of a label")
     max_words: int | None = Field(None, ge=1, description="most words of the guideline (default: 400, or 3 x as many)")
     test: bool = Field(True, description="rate the test split once, before and after")
-    max_requests: int | None = Field(None, ge=1, description="budget: most answers of writer and raters")
-    max_tokens: int | None = Field(None, ge=1, description="budget: most tokens read and written")
-    max_cost: float | None = Field(None, ge=0, description="budget in USD; needs prices")
-    input_price: float | None = Field(None, ge=0, description="USD for a million tokens read")
-    output_price: float | None = Field(None, ge=0, description="USD for a million tokens written")
+    max_requests: int | None = Field(
+        None, ge=1, description="budget: most answers of writer and raters (default: no limit)"
+    )
+    max_tokens: int | None = Field(None, ge=1, description="budget: most tokens read and written (default: no limit)")
+    max_cost: float | None = Field(None, ge=0, description="budget in USD, with prices (default: no limit)")
+    input_price: float | None = Field(None, ge=0, description="USD for a million tokens read (default: unknown)")
+    output_price: float | None = Field(None, ge=0, description="USD for a million tokens written (default: unknown)")
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
-    writer_base_url: str | None = Field(None, description="endpoint of the writer, if another than --base-url")
+    writer_base_url: str | None = Field(None, description="endpoint of the writer (default: --base-url)")
     batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
     concurrency: int = Field(32, ge=1, le=4096, description="requests in work at once")
-    resamples: int = Field(2000, ge=200, le=100_000, description="of the bootstrap")
-    seed: int = Field(0, description="of all choices, and of the raters' draws")
+    resamples: int = Field(2000, ge=200, le=100_000, description="resamples of the bootstrap")
+    seed: int = Field(0, description="seed of all choices, and of the raters' draws")
     out: str | None = Field(
         None, description="folder of this run (default: runs/<corpus>[-<dimension>]/refine_guideline)"
     )
