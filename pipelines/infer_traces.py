@@ -71,7 +71,8 @@ def _run(run: InferenceRun, workers: int | None) -> dict[str, Any] | None:
     """
     from pipelines.batches import batch_round
     from pipelines.screen import say
-    from pipelines.workers import draw_in_shards, open_infer_traces
+    from pipelines.workers import Tally, draw_in_shards, open_infer_traces
+    from raters.ledger import UNDRAWN
     from raters.models import IN_PROCESS, check_spec
     from raters.shards import unfinished
 
@@ -94,6 +95,13 @@ def _run(run: InferenceRun, workers: int | None) -> dict[str, Any] | None:
                 lambda shard: ledger.part(shard.rows(len(ledger.rows))),
                 drawn=run.drawn,
                 gpu=check_spec(plan.options.model)[0] in IN_PROCESS,
+                tally=Tally(
+                    missing=sum(int((numbers == UNDRAWN).sum()) for numbers in ledger.numbers.values()),
+                    exact=plan.sampling.strategy == "fixed",
+                    cost=lambda read, written: plan.prices["first"].usd(read, written) if plan.prices else None,
+                    labels=len(ledger.matched_draw),
+                    matched=int((ledger.matched_draw >= 0).sum()),
+                ),
             )
             if not done:
                 folder.write_manifest(run.manifest("stopped"))

@@ -280,9 +280,10 @@ def _check_corpus(spec: RaterSpec, corpus: Corpus, path: str) -> None:
 def _run(plan: _Plan, folder: RunFolder, workers: int | None) -> RatingSheet | None:
     """Make the draws that are missing and write the results; return the sheet, None if the user stopped it."""
     from pipelines.screen import say
-    from pipelines.workers import draw_in_shards, open_rate_items
+    from pipelines.workers import Tally, draw_in_shards, open_rate_items
     from raters.checkpoints import Checkpoint
     from raters.journal import Journal
+    from raters.ledger import UNDRAWN
     from raters.models import IN_PROCESS, check_spec
     from raters.rating_runs import RatingSheet
     from raters.shards import clear_up, unfinished
@@ -319,6 +320,11 @@ def _run(plan: _Plan, folder: RunFolder, workers: int | None) -> RatingSheet | N
                 lambda shard: sheet.part(shard.rows(len(sheet.items))),
                 drawn=sheet.draws,
                 gpu=check_spec(plan.spec.model)[0] in IN_PROCESS,
+                tally=Tally(
+                    missing=int((sheet.numbers == UNDRAWN).sum()),
+                    exact=True,
+                    cost=lambda read, written: None if plan.price is None else plan.price.usd(read, written),
+                ),
             )
             if not done:
                 folder.write_manifest(manifest("stopped"))

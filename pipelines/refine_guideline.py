@@ -16,10 +16,11 @@ from raters.refinement_options import RefineGuidelineOptions
 
 if TYPE_CHECKING:
     from raters.refinement_inputs import Plan
+    from raters.refining import RefinementRun
     from raters.runs import RunFolder
-    from raters.trials import Spending
 
 STAGE = "refine_guideline"
+_SECONDS_BETWEEN_LINES = 10.0
 DESCRIPTION = """\
 Write a clearer guideline from the traces of a run of infer_traces, keep each edit only if it raises the raters'
 agreement with people on the dev split, and rate the test split once with the guideline before and after.
@@ -58,15 +59,12 @@ class _Ticker:
     """Says now and then how far a long step is."""
 
     def __init__(self) -> None:
-        self._due = time.monotonic() + 10.0
+        self._due = time.monotonic() + _SECONDS_BETWEEN_LINES
 
-    def tick(self, used: Spending) -> None:
+    def tick(self, work: RefinementRun) -> None:
         if time.monotonic() >= self._due:
-            self._due = time.monotonic() + 10.0
-            usd = used.usd
-            tokens = used.prompt_tokens + used.completion_tokens
-            cost = "cost unknown" if usd is None else f"${usd:,.2f}"
-            say(f"  {used.requests:,} answers, {tokens:,} tokens, {cost}")
+            self._due = time.monotonic() + _SECONDS_BETWEEN_LINES
+            say(f"  {work.progress()}")
 
     def close(self) -> None:
         """Nothing is open."""
@@ -77,7 +75,7 @@ def _run(plan: Plan, folder: RunFolder) -> dict[str, Any] | None:
     from raters.refining import RefinementRun
 
     ticker = _Ticker()
-    work = RefinementRun(plan, folder, say=say, on_answer=lambda work: ticker.tick(work.spending))
+    work = RefinementRun(plan, folder, say=say, on_answer=ticker.tick)
     if work.spending.requests:
         say(f"continuing {folder.path}: {work.spending.requests:,} answers are there already")
 

@@ -6,8 +6,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
 
+from raters.pace import time_left
 from raters.trace_text import printable
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _REFRESH_SECONDS = 0.2
 _REFRESH_SECONDS_IN_A_LOG = 10.0
@@ -19,7 +24,7 @@ def say(line: str) -> None:
 
 
 class ProgressBar:
-    """Items done, and whatever a stage can say beside them, refreshed a few times a second.
+    """Items done, whatever a stage can say beside them, and the time left: a bar, or without a terminal a line a time.
 
     Args:
         total: How many items there are.
@@ -29,10 +34,15 @@ class ProgressBar:
 
     def __init__(self, total: int, state: Callable[[], tuple[int, str]], unit: str = "item") -> None:
         """Show the bar as things stand."""
-        self._state = state
+        self._state, self._total, self._unit = state, total, unit
+        self._bar: tqdm[NoReturn] | None = None
         self._interval = _REFRESH_SECONDS if sys.stderr.isatty() else _REFRESH_SECONDS_IN_A_LOG
-        self._due = time.monotonic() + self._interval
+        self._began = time.monotonic()
+        self._due = self._began + self._interval
         done, text = state()
+        self._before = done
+        if not sys.stderr.isatty():
+            return
         from tqdm import tqdm
 
         # Its own would be one for processes too, which a worker that is killed leaves behind, and Python then says so.
@@ -47,10 +57,18 @@ class ProgressBar:
     def close(self) -> None:
         """Show the last state and end the line."""
         self._refresh()
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def _refresh(self) -> None:
         done, text = self._state()
+        if self._bar is None:
+            left = time_left(done - self._before, self._total - self._before, time.monotonic() - self._began)
+            share = 100 * done / max(self._total, 1)
+            parts = [f"{done:,} of {self._total:,} {self._unit}s ({share:.0f} %)", text, left]
+            say("  " + ", ".join(filter(None, parts)))
+            self._due = time.monotonic() + self._interval
+            return
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.n = done
         self._bar.refresh()

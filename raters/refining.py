@@ -17,6 +17,7 @@ from raters.guideline_text import Guideline
 from raters.guidelines import Refinement, RefineSettings
 from raters.models import open_model, prompt_family
 from raters.models.protocol import Model
+from raters.pace import time_left
 from raters.refinement_inputs import Plan
 from raters.refinement_results import write_results
 from raters.rounds import Redrawing
@@ -67,6 +68,7 @@ class RefinementRun:
         self.redrawing = Redrawing(plan.run, path / "rounds", self.spending, concurrency, tick)
         self.results: dict[str, Any] = {}
         self._models: dict[tuple[str, str | None, str | None], Model] = {}
+        self._refinement: Refinement | None = None
         self._began = time.monotonic()
         folder.create(self.manifest("running"))
         self.trials.recount()
@@ -98,6 +100,21 @@ class RefinementRun:
             "cost_usd": spending.usd,
             "seconds": round(self.folder.previous.get("seconds", 0.0) + time.monotonic() - self._began, 3),
         }
+
+    def progress(self) -> str:
+        """Return how far the run is: answers, tokens, cost, how many proposals were kept, and at most how long yet."""
+        used, options = self.spending, self.plan.options
+        tokens = used.prompt_tokens + used.completion_tokens
+        parts = [f"{used.requests:,} answers", f"{tokens:,} tokens"]
+        parts.append("cost unknown" if used.usd is None else f"${used.usd:,.2f}")
+        attempts = [] if self._refinement is None else self._refinement.attempts
+        if attempts:
+            kept = sum(attempt.outcome == "kept" for attempt in attempts)
+            parts.append(f"{kept} of {len(attempts)} proposals kept ({100 * kept / len(attempts):.0f} %)")
+            most = options.rounds * options.max_proposals if options.method == "contrast" else options.rounds * 2
+            left = time_left(len(attempts), most, time.monotonic() - self._began)
+            parts.append(left.replace("about", "at most about"))
+        return ", ".join(filter(None, parts))
 
     def finish(self) -> dict[str, Any]:
         """Write the results, and return the summary."""
@@ -135,15 +152,16 @@ class RefinementRun:
     async def refine(self) -> None:
         """Refine, and rate the test split before and after; `results` has what came out."""
         options, run, refinement = self.plan.options, self.plan.run, self._refinement
+        assert refinement is not None, "the block of `opened` has not begun"
         draws = run.draws
         try:
             if options.method == "post-hoc":
                 draws = await self._explained(self.plan.original.text)
             await refinement.refine(draws)
-            dev = await self._before_and_after(self.plan.dev_items)
+            dev = await self._before_and_after(refinement, self.plan.dev_items)
             self.results |= {"refinement": refinement, "dev": dev}
             if options.test and not self.stopping:
-                self.results["test"] = await self._before_and_after(run.split.indices("test"))
+                self.results["test"] = await self._before_and_after(refinement, run.split.indices("test"))
         except WorkEnds as end:
             self.results.setdefault("refinement", refinement)
             refinement.ended = refinement.ended or str(end)
@@ -237,9 +255,9 @@ class RefinementRun:
             options.explanations,
         )
 
-    async def _before_and_after(self, items: NDArray[np.int64]) -> Mapping[str, Any]:
+    async def _before_and_after(self, refinement: Refinement, items: NDArray[np.int64]) -> Mapping[str, Any]:
         """Return what the raters say of items under the original and under the refined guideline."""
-        refinement, original = self._refinement, self.plan.original
+        original = self.plan.original
         before = await refinement.rated(original, items)
         changed = refinement.guideline.text != original.text
         after = await refinement.rated(refinement.guideline, items) if changed else before
