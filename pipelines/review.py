@@ -14,7 +14,7 @@ from pipelines.command import INTERRUPTED, run_command
 from pipelines.options import parse_options, positional
 from pipelines.screen import say
 from raters.options import StageOptions
-from raters.records import ConfigError
+from raters.records import ConfigError, DataError
 
 STAGE = "review"
 DESCRIPTION = """\
@@ -48,7 +48,10 @@ def main(arguments: Sequence[str]) -> int:
     from raters.runs import hold
     from raters.trace_runs import TraceRun
 
-    run = TraceRun.read(Path(options.run), options.corpus)
+    try:
+        run = TraceRun.read(Path(options.run), options.corpus)
+    except (ConfigError, DataError) as error:
+        raise type(error)(str(error).replace("--traces ", "", 1)) from error
     path = run.folder / REVIEWS
     with hold(run.folder / ".reviews.lock", str(path)):
         index = LabelIndex.of(run, _telling())

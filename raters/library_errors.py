@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from raters.options import StageOptions
 from raters.records import ConfigError, JudgeseyeError, shown
 
-_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]*[a-z])(?![\w-])")
+_FLAG = re.compile(r"(?<![\w-])--([a-z](?:[a-z-]*[a-z])?)(?![\w-])")
 
 Options = TypeVar("Options", bound=StageOptions)
 

@@ -136,7 +136,7 @@ def score_agreement(
     """
     with in_words_of_a_call():
         corpus = corpus if isinstance(corpus, Corpus) else load_corpus(corpus)
-        if not raters:
+        if not raters or not isinstance(raters, Mapping):
             raise ConfigError("raters: none; give a name and its verdicts by item id")
         question = corpus.dimension(dimension or _rated(raters))
         method = labels or default_method(question.scale)
@@ -192,6 +192,8 @@ def _draws(
         how = aggregate or own or default_aggregate(scale)
         aggregate_draws(np.array([]), how, scale)  # raises if the scale lacks the order
         return read_draws(Path(said), name, corpus, dimension, how)
+    if not isinstance(said, Mapping):
+        raise DataError(f"rater {name}: {shown(said)} is no mapping; give verdicts by item id, or a ratings.jsonl")
     how = aggregate or default_aggregate(scale)
     aggregate_draws(np.array([]), how, scale)
     index = {item_id: place for place, item_id in enumerate(corpus.item_ids)}

@@ -334,6 +334,8 @@ def test_a_pair_tells_its_order(tmp_path: Path) -> None:
     ("said", "message"),
     [
         ({}, "rater x: no verdicts"),
+        (3, "rater x: 3 is no mapping"),
+        ([1, 2], "rater x: [1, 2] is no mapping"),
         ({"gone": 1}, "rater x: item 'gone' is not in corpus small"),
         ({"i0": 7}, "rater x: item 'i0': verdict 7 is not on scale 1..3"),
         ({"i0": []}, "rater x: item 'i0': 0 verdicts"),

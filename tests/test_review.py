@@ -303,7 +303,7 @@ def test_it_serves_until_it_is_interrupted(made: Path, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         ((), "RUN: missing"),
-        (("gone",), "--traces gone: holds no manifest.json"),
+        (("gone",), "review: gone: holds no manifest.json"),
         (("gone", "--port", "70000"), "--port 70000"),
         (("gone", "--prot", "1"), "did you mean --port?"),
         (("one", "two"), "unrecognized arguments: two"),

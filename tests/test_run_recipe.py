@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.run_recipe import Step, _state, main, read_recipe
+from pipelines.run_recipe import Step, _outputs_sha256, _state, main, read_recipe
 from raters.records import ConfigError, JudgeseyeError
 from tests.places import CHECKOUT
 
@@ -196,6 +196,15 @@ def test_a_table_is_imported_by_the_first_step(tmp_path: Path, capfd: pytest.Cap
     assert main([str(recipe), "--out", str(out)]) == 0
     assert len((out / "corpus" / "items.jsonl").read_text().splitlines()) == 39
     assert (out / "corpus.old-2").is_dir()
+
+
+def test_a_review_is_an_output_and_looking_is_none(tmp_path: Path) -> None:
+    (tmp_path / "traces.jsonl").write_text("{}\n")
+    before = _outputs_sha256(tmp_path)
+    (tmp_path / ".reviews.lock").write_text("")
+    assert _outputs_sha256(tmp_path) == before
+    (tmp_path / "reviews.jsonl").write_text("{}\n")
+    assert _outputs_sha256(tmp_path) != before
 
 
 def test_a_step_without_its_source_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
