@@ -7,7 +7,7 @@ import difflib
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -74,6 +74,7 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         return kind.model_validate({**from_file, **given})
     except ValidationError as error:
         detail = error.errors()[0]
+        least = next((f" of at least {one['ctx']['ge']}" for one in error.errors() if "ge" in one.get("ctx", {})), "")
         if detail["type"] == "boolean":
             raise ConfigError(
                 f"{path}: {detail['msg']} {detail['ctx']['value']}: must be a number, not yes or no"
@@ -83,7 +84,7 @@ def parse_options(kind: type[Options], stage: str, description: str, arguments: 
         choices = _metavar(kind.model_fields[name].annotation, name) if name in kind.model_fields else ""
         message = detail["msg"].removeprefix("Input should be ")
         if choices.startswith("{"):
-            message = "one of " + choices.strip("{}").replace(",", ", ").replace(", N", ", or a whole number")
+            message = "one of " + choices.strip("{}").replace(",N", f",or a whole number{least}").replace(",", ", ")
         if detail["type"] == "tuple_type":
             message = "a list, such as [a, b]"
         value = detail["input"] if isinstance(detail["input"], str) else repr(detail["input"])
@@ -104,6 +105,7 @@ def help_text(field: FieldInfo) -> str:
 
 def _metavar(annotation: Any, name: str) -> str:
     members = get_args(annotation) if get_origin(annotation) in (types.UnionType, Union) else (annotation,)
+    members = tuple(get_args(member)[0] if get_origin(member) is Annotated else member for member in members)
     choices = [str(value) for member in members if get_origin(member) is Literal for value in get_args(member)]
     if choices:
         return "{" + ",".join(choices) + ("" if int not in members else ",N") + "}"

@@ -18,7 +18,7 @@ from pipelines.command import INTERRUPTED, run_command
 from pipelines.options import parse_options
 from pipelines.session import draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
-from raters.options import BudgetOptions, EngineOptions, WorkerOptions
+from raters.options import BATCH_SIZE, BatchSizeOption, BudgetOptions, EngineOptions, WorkerOptions
 from raters.records import MOST_DRAWS, BudgetError, ConfigError, DataError, JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class RateItemsOptions(BudgetOptions, EngineOptions, WorkerOptions):
         None, description="with --model: LoRA adapter folder for student, hf/… or vllm/<path or id>"
     )
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
-    batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
+    batch_size: BatchSizeOption = BATCH_SIZE
     concurrency: int = Field(32, ge=1, description="requests in work at once, of each worker")
     out: str | None = Field(None, description="folder of this run (default: runs/<corpus>[-<dimension>]/rate_items)")
     new: bool = Field(False, description="start over; a run that stands in --out is kept beside it")

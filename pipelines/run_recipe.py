@@ -51,7 +51,7 @@ whose options and inputs are unchanged, and goes on with a step that was stopped
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 _NOT_OUTPUTS = frozenset({".lock", ".reviews.lock", "manifest.json", "recipe.json"})
-_BOUNDS = frozenset({"concurrency", "ahead", "give_up", *BudgetOptions.model_fields})
+_BOUNDS = frozenset({"concurrency", "batch_size", "ahead", "give_up", *BudgetOptions.model_fields})
 _BOUNDS_OF_REFINING = frozenset(
     {"max_requests", "max_tokens", "max_cost", "rounds", "patience", "max_proposals", "test"}
 )

@@ -33,10 +33,11 @@ class SelectTracesOptions(StageOptions):
     run: str | None = Field(None, description="folder of a finished run of finetune_rater --record-trajectory; needed")
     corpus: str | None = Field(None, description="where that run's corpus is now (default: where it was)")
     split: Literal["dev"] = Field("dev", description="whose labels decide; the test split stays unseen")
-    query: Literal["label", "agreement", "draws"] = Field(
-        "label",
-        description="loss on the dev split. label: cross-entropy of people's label behind the rater's own reasoning; "
-        "agreement: minus the expected agreement there; draws: minus that of whole draws, by their likelihood",
+    query: Literal["draws", "agreement", "label"] = Field(
+        "draws",
+        description="loss on the dev split. draws: minus the expected agreement of whole draws, by their likelihood; "
+        "agreement: minus that of the verdict behind the rater's own reasoning; label: cross-entropy of people's label "
+        "there",
     )
     attributor: Literal["adamw", "sgd", "fisher", "tracin", "less"] = Field(
         "adamw",

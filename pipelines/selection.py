@@ -291,8 +291,8 @@ def write_results(recorded: Recorded, found: Found) -> tuple[dict[str, Any], lis
         "dev_items": recorded.queries.items,
         "folds": len(recorded.queries),
         "confidence": options.confidence,
-        "sum_of_scores": float(influence.scores.sum()),
         "proxy_over_score": _ratio(influence),
+        "sum_of_learning_rates": sum(step.settings.lr for step in recorded.tuned.trajectory.steps),
     }
     write_atomically(recorded.out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     traces = dict(zip((record["example_id"] for record in records), recorded.records, strict=True))
@@ -349,6 +349,8 @@ def summary_lines(
     summary: dict[str, Any], records: Sequence[Record], traces: dict[str, Record], show: int
 ) -> Iterator[str]:
     """Yield what came out, for a reader."""
+    from raters.influence.harm import doubt_of
+
     yield printable(f"{summary['corpus']}, {summary['dimension']} ({summary['scale']}): influence of traces on dev")
     if summary["online"]:
         yield (
@@ -366,8 +368,9 @@ def summary_lines(
     by_chance = summary["traces"] * (1 - summary["confidence"]) / 2
     yield f"  about {by_chance:.0f} of either would be called so without any effect"
     if summary["proxy_over_score"] is not None:
-        trusted = "" if summary["proxy_over_score"] < 1 else ": too long a run or too high a learning rate for this"
-        yield f"  proxy of the scores' error: {summary['proxy_over_score']:.2f} of a score in the median{trusted}"
+        yield f"  proxy of the scores' error: {summary['proxy_over_score']:.2f} of a score in the median"
+    if doubt := doubt_of(summary):
+        yield f"  {doubt}"
     for record in records[:show]:
         if record["score"] < 0:
             yield ""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from raters.options import BudgetOptions, EngineOptions, WorkerOptions
+from raters.options import BATCH_SIZE, BatchSizeOption, BudgetOptions, EngineOptions, WorkerOptions
 from raters.records import MOST_DRAWS
 
 
@@ -33,7 +33,7 @@ class InferTracesOptions(BudgetOptions, EngineOptions, WorkerOptions):
     guideline: str | None = Field(None, description="file of the guideline to draw under (default: the corpus's)")
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
     adapter: str | None = Field(None, description="LoRA adapter folder for student, hf/… or vllm/<path or id>")
-    batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
+    batch_size: BatchSizeOption = BATCH_SIZE
     prompt: str | None = Field(None, description="prompt of prompts/ or a .md file (default: the model's own)")
     k: int = Field(16, ge=1, le=MOST_DRAWS, description="most draws for an item; a larger k later goes on with more")
     strategy: Literal["adaptive", "fixed"] | None = Field(

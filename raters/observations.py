@@ -142,8 +142,7 @@ class Observations:
 
     def levels(self, inputs: Mapping[str, str]) -> dict[str, int]:
         """Return the level, 0 to 4, of every statistic; a missing field counts as an empty text."""
-        values = _measure(inputs, self.fields, self.second)
-        return {name: sum(value >= cut for cut in self.cuts[name]) for name, value in values.items()}
+        return levels_of(inputs, self.fields, self.second, self.cuts)
 
     def as_record(self) -> dict[str, Any]:
         """Return the fit as plain values, for a run's folder or a rater.yaml."""
@@ -196,6 +195,14 @@ def fit_observations(inputs: Sequence[Mapping[str, str]], pair: tuple[str, str] 
             columns.setdefault(name, []).append(value)
     cuts = {name: _cuts(np.array(values), symmetric=pair is not None) for name, values in columns.items()}
     return Observations(described, second, cuts)
+
+
+def levels_of(
+    inputs: Mapping[str, str], fields: Sequence[str], second: str | None, cuts: Mapping[str, Sequence[float]]
+) -> dict[str, int]:
+    """Return the level, 0 to 4, of every statistic of an item; see `Observations`."""
+    values = _measure(inputs, tuple(fields), second)
+    return {name: sum(value >= cut for cut in cuts[name]) for name, value in values.items()}
 
 
 def render_levels(levels: Mapping[str, int], *, swapped: bool = False) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from raters.prices import Price
 
 _OURS = ("model", "tokenizer", "trust_remote_code", "enable_lora", "max_loras")
+
+
+BatchSizeOption = Literal["auto"] | Annotated[int, Field(ge=1)]
+BATCH_SIZE: Any = Field(
+    "auto",
+    description="most rows that hf/<path or id> generates at once, of those that --concurrency lets wait; auto: what "
+    "the GPU's memory holds, or 16 without a GPU (default: auto)",
+)
 
 
 class StageOptions(BaseModel):

@@ -10,16 +10,27 @@ from typing import Any
 from raters.journal import write_atomically
 from raters.models.protocol import one_line
 
+_MARGINS_OF_PERCENTAGES = {"left": 0.13, "right": 0.975, "bottom": 0.135, "top": 0.915}
+"""Shares of the page that leave room for title, labels and three digits."""
 
-def new_plot(title: str) -> tuple[Any, Any]:
-    """Return matplotlib's figure and axes for a plot of a page's width."""
+
+def new_plot(title: str, *, percentages: bool = False) -> tuple[Any, Any]:
+    """Return matplotlib's figure and axes for a plot of a page's width.
+
+    Args:
+        title: Above it.
+        percentages: True if that is what stands on its upright axis; so its margins are known, for which others are
+            drawn twice.
+    """
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     matplotlib.rcParams["svg.hashsalt"] = "judgeseye"
-    figure, axes = pyplot.subplots(figsize=(5.6, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(5.6, 3.6), layout=None if percentages else "constrained")
+    if percentages:
+        figure.subplots_adjust(**_MARGINS_OF_PERCENTAGES)
     axes.set_title(one_line(title, 80).replace("$", r"\$"))
     axes.grid(color="0.92")
     return figure, axes

@@ -92,14 +92,17 @@ def prompt_from_text(name: str, text: str) -> Prompt:
     Raises:
         ConfigError: If its syntax is broken.
     """
-    environment = SandboxedEnvironment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
-    )
+    environment = sandbox()
     try:
         slots = meta.find_undeclared_variables(environment.parse(text))
         return Prompt(name, frozenset(slots), sha256_of(text), text, environment.from_string(text))
     except (TemplateError, RecursionError) as error:
         raise ConfigError(f"prompt {name}: {error}; mend the template") from error
+
+
+def sandbox() -> SandboxedEnvironment:
+    """Return the environment that templates are read and filled in."""
+    return SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
 
 
 def harmless(text: str) -> str:

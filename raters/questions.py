@@ -102,11 +102,11 @@ class Question:
         return self._fill({"reasoning": harmless(reasoning)})
 
     def _fill(self, values: Mapping[str, Any]) -> list[Message]:
-        known = {**self._constants, **values}
+        known = {**self.constants, **values}
         return [{"role": "user", "content": self.prompt.fill(**{name: known[name] for name in self.prompt.slots})}]
 
     @cached_property
-    def _constants(self) -> Mapping[str, Any]:
+    def constants(self) -> Mapping[str, Any]:
         """Values that are the same for every item."""
         scale = self.dimension.scale
         pair = scale.labels[:2] if isinstance(scale, PairwiseScale) else None

@@ -160,9 +160,7 @@ class RaterSpec:
         Raises:
             StorageError: If it cannot be written.
         """
-        write_atomically(
-            path, yaml.dump(self.as_record(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-        )
+        write_atomically(path, rater_text(self.as_record()))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -189,6 +187,11 @@ def _as_block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _as_block)
+
+
+def rater_text(record: Mapping[str, Any]) -> str:
+    """Return a rater's record, as `RaterSpec.as_record` has it, as the text of a rater.yaml."""
+    return yaml.dump(dict(record), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 class _Strict(BaseModel):

@@ -22,6 +22,7 @@ from raters.label_probabilities import (
 )
 from raters.ledger import UNREADABLE
 from raters.models import open_model
+from raters.models.batch_size import BatchSize
 from raters.models.protocol import Model
 from raters.rater_files import RaterSpec, read_rater
 from raters.rating_runs import Draw, ask_once
@@ -191,13 +192,15 @@ def _result(work: Future[list[Rating]]) -> list[Rating]:
         raise
 
 
-def load_rater(path: str | Path, *, base_url: str | None = None, batch_size: int = 16, concurrency: int = 32) -> Rater:
+def load_rater(
+    path: str | Path, *, base_url: str | None = None, batch_size: BatchSize = "auto", concurrency: int = 32
+) -> Rater:
     """Return the rater of a rater.yaml, ready to rate.
 
     Args:
         path: The file.
         base_url: Endpoint of `openai/...`; OPENAI_BASE_URL if None.
-        batch_size: Most rows that `hf/...` generates at once.
+        batch_size: Most rows that `hf/...` generates at once; `auto` for what a GPU's memory holds, 16 without one.
         concurrency: Most requests at once.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from raters.options import EndpointOptions
+from raters.options import BATCH_SIZE, BatchSizeOption, EndpointOptions
 from raters.records import MOST_DRAWS
 
 
@@ -57,7 +57,7 @@ class RefineGuidelineOptions(EndpointOptions):
     output_price: float | None = Field(None, ge=0, description="USD for a million tokens written (default: unknown)")
     base_url: str | None = Field(None, description="endpoint of openai/<name>; OPENAI_BASE_URL if not given")
     writer_base_url: str | None = Field(None, description="endpoint of the writer (default: --base-url)")
-    batch_size: int = Field(16, ge=1, description="rows that hf/<path or id> generates at once")
+    batch_size: BatchSizeOption = BATCH_SIZE
     concurrency: int = Field(32, ge=1, le=4096, description="requests in work at once")
     resamples: int = Field(2000, ge=200, le=100_000, description="resamples of the bootstrap")
     seed: int = Field(0, description="seed of all choices, and of the raters' draws")

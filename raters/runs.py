@@ -15,6 +15,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,8 @@ def stage_folder(given: str | None, corpus: Corpus, dimension: str, stage: str) 
     return Path(given) if given else Path("runs") / run_name(corpus, dimension) / stage
 
 
-def versions() -> dict[str, str]:
+@cache
+def _installed() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide a run, as far as installed."""
     found = {"python": platform.python_version()}
     for name in _VERSIONED:
@@ -202,8 +204,17 @@ def versions() -> dict[str, str]:
     return found
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a run, as far as installed."""
+    return dict(_installed())
+
+
+@cache
 def git_revision() -> str | None:
-    """Return the commit of this checkout, with `+changes` if files differ; None outside a checkout."""
+    """Return the commit of this checkout, with `+changes` if files differ; None outside a checkout.
+
+    That of the first call, which is nearest to the code that this process has loaded.
+    """
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return None

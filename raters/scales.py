@@ -41,6 +41,27 @@ def rating_start(text: str) -> int | None:
     return places[-1] if places else None
 
 
+def listed_label(text: str, labels: Sequence[Label]) -> Label | None:
+    """Return the one of some labels that a text states and nothing else; None if it states none."""
+    for form in (_fold(text), _fold(_undecorated(text))):
+        for label in labels:
+            if form == _fold(str(label)):
+                return label
+        if _NUMBER.fullmatch(form):
+            for label in labels:
+                if not isinstance(label, str) and float(form) == label:
+                    return label
+    return None
+
+
+def number_between(text: str, least: float, most: float) -> float | None:
+    """Return the number from `least` to `most` that a text states and nothing else; None if it states none."""
+    form = _undecorated(text)
+    if not _NUMBER.fullmatch(form) or not least <= float(form) <= most:
+        return None
+    return float(form)
+
+
 class _Scale(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -149,15 +170,7 @@ class _Listed(_Scale):
         return float(verdict != label)
 
     def parse(self, text: str) -> Label | None:
-        for form in (_fold(text), _fold(_undecorated(text))):
-            for label in self.labels:
-                if form == _fold(str(label)):
-                    return label
-            if _NUMBER.fullmatch(form):
-                for label in self.labels:
-                    if not isinstance(label, str) and float(form) == label:
-                        return label
-        return None
+        return listed_label(text, self.labels)
 
     def describe(self) -> str:
         return ", ".join(str(label) for label in self.labels)
@@ -255,10 +268,7 @@ class IntervalScale(_Scale):
         return float(number)
 
     def parse(self, text: str) -> Label | None:
-        form = _undecorated(text)
-        if not _NUMBER.fullmatch(form) or not self.min <= float(form) <= self.max:
-            return None
-        return float(form)
+        return number_between(text, self.min, self.max)
 
     def describe(self) -> str:
         return f"a number from {self.min} to {self.max}"

@@ -15,6 +15,7 @@ from raters.inference_options import InferTracesOptions
 from raters.inferring import InferenceRun, open_sampler, progress_state
 from raters.journal import read_lines
 from raters.library_errors import checked, in_words_of_a_call
+from raters.models.batch_size import BatchSize
 from raters.records import BudgetError, JudgeseyeError, Label
 from raters.runs import RunFolder
 from raters.trace_text import summary_lines
@@ -51,7 +52,7 @@ class InferenceArguments(TypedDict, total=False):
         second_k: Most draws of each second chance (4).
         base_url: Endpoint of `openai/<name>`; OPENAI_BASE_URL if not given.
         adapter: LoRA adapter folder for `student`, `hf/...` or `vllm/...`.
-        batch_size: Rows that `hf/...` generates at once (16).
+        batch_size: Most rows that `hf/...` generates at once; `auto` for what fits (default).
         concurrency: Requests at once (32).
         requests_per_minute: Most requests to `openai/<name>`.
         tokens_per_minute: Most tokens, read and written, of `openai/<name>`.
@@ -84,7 +85,7 @@ class InferenceArguments(TypedDict, total=False):
     second_k: int
     base_url: str | None
     adapter: str | None
-    batch_size: int
+    batch_size: BatchSize
     concurrency: int
     requests_per_minute: int | None
     tokens_per_minute: int | None

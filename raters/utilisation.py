@@ -291,7 +291,7 @@ def plot_utilisation(summary: Mapping[str, Any], path: Path, title: str) -> None
     """Draw utilisation beside its null over the number of draws, as SVG."""
     points: Sequence[Mapping[str, float]] = summary["utilisation"]
     counts = [point["k"] for point in points]
-    figure, axes = new_plot(title)
+    figure, axes = new_plot(title, percentages=True)
     known = [point for point in points if point["null"] is not None]
     known_counts = [point["k"] for point in known]
     null = np.array([100 * point["null"] for point in known])

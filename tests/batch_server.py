@@ -17,8 +17,8 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from tests.loopback import LoopbackService
-from tests.scripted_server import Answer, Fault, Script, _completion, _error, _Server
+from tests.loopback import LoopbackServer, LoopbackService
+from tests.scripted_server import Answer, Fault, Script, _completion, _error
 
 NOW = 1_790_000_000
 ALL_STATUSES = ("validating", "in_progress", "finalizing", "completed")
@@ -67,7 +67,7 @@ class BatchServer(LoopbackService):
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
-        super().__init__(_Server(("127.0.0.1", 0), _handler(self)))
+        super().__init__(LoopbackServer(("127.0.0.1", 0), _handler(self)))
 
     # --- what the API does ------------------------------------------------------------------------------------
 

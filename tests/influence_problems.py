@@ -49,6 +49,7 @@ class Problem:
     setting: Setting
     parts: Sequence[str] = ("first", "second")
     vectors_at_once: int = 64
+    rows_at_once: int = 5  # batches that do not share a step evenly
     row_weights: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,7 +100,7 @@ class Problem:
     # --- as raters.influence.losses.ExampleLosses --------------------------------------------------------------
 
     def batches(self, step: RecordedStep, most: int | None = None) -> Iterator[tuple[slice, Any]]:
-        alphas, size = self.alphas(step.examples), most or 5  # batches that do not share a step evenly
+        alphas, size = self.alphas(step.examples), most or self.rows_at_once
         for begin in range(0, len(step.examples), size):
             place = slice(begin, begin + size)
             yield place, (step.examples[place], alphas[place])
@@ -189,7 +190,7 @@ class HeldOut:
     def values(self, parameters: torch.Tensor) -> torch.Tensor:
         """Return (Q,)."""
         errors = (self.problem.network(self.problem.split(parameters), self.inputs) - self.targets) ** 2
-        return torch.stack([part.mean() for part in errors.sum(1).chunk(self.groups)])
+        return torch.stack([part.mean() for part in errors.sum(1).tensor_split(self.groups)])
 
     def gradients(self, parameters: torch.Tensor) -> torch.Tensor:
         point = parameters.detach().requires_grad_()

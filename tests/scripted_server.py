@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -11,10 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal
 
-from tests.loopback import LoopbackService
+from tests.loopback import LoopbackServer, LoopbackService
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class ScriptedServer(LoopbackService):
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
-        super().__init__(_Server(("127.0.0.1", port), _handler(self)))
+        super().__init__(LoopbackServer(("127.0.0.1", port), _handler(self)))
 
     def reply_to(self, body: dict[str, Any]) -> Answer | Fault:
         with self._lock:
@@ -105,27 +104,6 @@ class ScriptedServer(LoopbackService):
         finally:
             with self._lock:
                 self._at_once -= 1
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-    block_on_close = False
-
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        super().__init__(address, handler)
-        self.connections: list[socket.socket] = []
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        connection, address = super().get_request()
-        self.connections.append(connection)
-        return connection, address
-
-    def server_close(self) -> None:
-        super().server_close()
-        for connection in self.connections:  # or kept-alive ones would be served on
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
 
 
 def _error(message: str, type: str, param: str | None, code: str | None) -> bytes:

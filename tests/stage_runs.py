@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib
+import io
 import json
 import os
 import re
@@ -82,6 +85,20 @@ def calls_of(
         return Outcome(stage, found, captured.out, captured.err)
 
     return call
+
+
+def run_here(stage: str, *arguments: object) -> Outcome:
+    """Run a stage in this process, to its end, where a test has no `Run`: what it logs is not part of the outcome."""
+    main = importlib.import_module(f"pipelines.{stage}").main
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(sys, "argv", [stage, *map(str, arguments)])
+        status = run_command(stage, main)
+    return Outcome(stage, status, out.getvalue(), err.getvalue())
 
 
 def refused_line(run: Run, folder: Path, *arguments: object, names: Sequence[str] = ()) -> str:

@@ -458,16 +458,17 @@ STEPS = (
 """Whatever a round does to the disk or to the provider goes through one of these."""
 
 
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_kill_at_any_step_pays_nothing_twice(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, every: int
 ) -> None:
-    """Every step of a run is cut off once, before or after it is taken, until there is none left."""
+    """Every step of a run, or every fifth, is cut off once, before or after it is taken, until there is none left."""
     flags = [*FLAGS, "--limit", 5, "--k", 2, "--batch-draws", 1, "--null-items", 0]
     with ScriptedServer(rater) as serving:
         run(*flags, "--base-url", serving.base_url, "--out", "direct")
     expected = kept(tmp_path / "direct")
-    for fatal in range(1, 100):
+    for fatal in range(1, 100, every):
         out = tmp_path / f"run{fatal}"
         with BatchServer(rater) as server, monkeypatch.context() as patch:
             killed = kill_at(patch, fatal, when)

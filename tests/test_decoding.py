@@ -105,6 +105,27 @@ def test_what_was_read_grows_past_its_room(loaded: LoadedModel, monkeypatch: pyt
     assert generation.generate(pinned, prompts, [1, 2, 3, 4], settings, never) == roomy
 
 
+def test_what_was_read_takes_no_more_room_than_the_rows_may_need(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = replace(loaded, end_ids=frozenset())
+    prompts = prompts_of(loaded, [100] * 4)
+    most = max(len(prompt.token_ids) for prompt in prompts) + 100
+    rooms: set[int] = set()
+    real = decoding._logits
+
+    def watched(model: Any, input_ids: Any, mask: Any, positions: Any, past: Any) -> Any:
+        logits = real(model, input_ids, mask, positions, past)
+        rooms.update(buffer.shape[-2] for layer in past.layers for buffer in layer._buffers)
+        return logits
+
+    monkeypatch.setattr(decoding, "_logits", watched)
+    monkeypatch.setattr(decoding, "_ROOM_TOKENS", most // 3)
+    generation.generate(pinned, prompts, [1, 2, 3, 4], SamplingSettings(max_tokens=100), never)
+    assert len(rooms) > 1
+    assert max(rooms) == most
+
+
 @pytest.mark.parametrize(
     ("architecture", "options"),
     [("Mistral", {"sliding_window": 8}), ("Mamba", {})],

@@ -528,6 +528,7 @@ def test_hf_killed_run_keeps_expected_values(corpus: Path, prompt: Path, tiny_ra
         assert one == other
 
 
+@pytest.mark.slow
 def test_a_real_server_that_ignores_the_wish(
     corpus: Path, prompt: Path, tiny_rater: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

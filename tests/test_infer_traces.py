@@ -459,8 +459,8 @@ def whole_lines(content: bytes) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-LONG = ("--strategy", "fixed", "--k", 40)
-LONG_DRAWS = 272 * 40
+LONG = ("--strategy", "fixed", "--k", 20)
+LONG_DRAWS = 272 * 20
 MEGABYTE = 1 << 20
 
 

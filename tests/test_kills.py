@@ -15,7 +15,7 @@ import pytest
 
 from tests.scripted_server import Answer, ScriptedServer
 from tests.small_corpora import ORDINAL_5, rating, varied_texts, write_corpus
-from tests.stage_runs import Record, read, run_alone, started, strict, wait_until
+from tests.stage_runs import Outcome, Record, read, run_alone, run_here, started, strict, wait_until
 
 ITEMS, CONCURRENCY = 40, 4
 GIVEN_UP_ITEMS = 100  # the first 50 never are
@@ -63,11 +63,17 @@ class Job:
         draws = {self.journal: sorted(map(repr, _timeless(folder / self.journal)))} if self.same_draws else {}
         return {**found, **draws}
 
-    def live(self, folder: Path, end: Callable[[Any], None] | None) -> bool:
-        """Run once; return True if it came to its end. `end` takes the process and returns when it is to be killed."""
+    def live(self, folder: Path, end: Callable[[Any], None] | None, run: Callable[..., Outcome] = run_alone) -> bool:
+        """Run once; return True if it came to its end.
+
+        Args:
+            folder: Of the run.
+            end: Takes the process and returns when it is to be killed; None if it is not.
+            run: What runs the stage then.
+        """
         asked = len(self.server.requests)
         if end is None:
-            done = run_alone(self.stage, *self.command(folder))
+            done = run(self.stage, *self.command(folder))
             assert done.status == 0, done.err
             finished = True
         else:
@@ -139,7 +145,7 @@ def test_a_run_that_is_killed_while_it_draws_is_the_run(name: str, corpus: Path,
     chance = random.Random(name)
     with ScriptedServer(answer) as server:
         job = JOBS[name](corpus, server)
-        job.live(tmp_path / "undisturbed", None)
+        job.live(tmp_path / "undisturbed", None, run_here)
         wanted, asked = job.outcome(tmp_path / "undisturbed"), len(server.requests)
         job.known = set()
         for _ in range(2):
@@ -149,7 +155,7 @@ def test_a_run_that_is_killed_while_it_draws_is_the_run(name: str, corpus: Path,
                 wait_until(lambda: len(server.requests) >= wait_for, process)
 
             assert not job.live(tmp_path / "killed", end)
-        assert job.live(tmp_path / "killed", None)
+        assert job.live(tmp_path / "killed", None, run_here)
     assert job.outcome(tmp_path / "killed") == wanted
 
 

@@ -134,7 +134,7 @@ def test_probabilities_say_what_very_many_draws_say(scale: Mapping[str, Any], me
         probabilities = chance.dirichlet([1, 1, 1])
         if min(np.abs(np.cumsum(probabilities)[:2] - 0.5).min(), np.diff(np.sort(probabilities))[-1]) < 0.02:
             continue  # draws may fall on either side
-        many = chance.choice(3, size=40_000, p=probabilities).astype(float)
+        many = chance.choice(3, size=10_000, p=probabilities).astype(float)
         told = joined_draws(many[:1], probabilities[None], method, used)
         assert told == pytest.approx(aggregate_draws(many, method, used), abs=0.05)
 

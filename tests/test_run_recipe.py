@@ -64,7 +64,8 @@ def test_steps_run_once_and_again_only_after_a_change(tmp_path: Path, capfd: pyt
 
 
 def test_another_bound_sets_no_run_aside(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    out, priced = tmp_path / "out", TWO_STEPS.replace("draws: 2", "draws: 2, input_price: 1, output_price: 4")
+    bounds = "draws: 2, input_price: 1, output_price: 4, batch_size: 8"
+    out, priced = tmp_path / "out", TWO_STEPS.replace("draws: 2", bounds)
     assert main([str(write_recipe(tmp_path, TWO_STEPS)), "--out", str(out)]) == 0
     ratings = (out / "rated" / "ratings.jsonl").read_bytes()
     assert main([str(write_recipe(tmp_path, priced)), "--out", str(out)]) == 0

@@ -14,7 +14,7 @@ import pytest
 import raters.runs as runs_module
 from raters.journal import Journal, read_lines
 from raters.records import ConfigError
-from raters.runs import RunFolder, git_revision, versions
+from raters.runs import RunFolder, versions
 
 IDENTITY = {"model": "embedded", "seed": 0, "scale": {"labels": (1, 2)}, "guideline": "a" * 64, "tolerance": None}
 
@@ -219,6 +219,7 @@ def test_versions_are_those_installed() -> None:
 def test_the_revision_says_whether_files_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "raters").mkdir()
     monkeypatch.setattr(runs_module, "__file__", str(tmp_path / "raters" / "runs.py"))
+    git_revision = runs_module.git_revision.__wrapped__  # it is asked once in a process
     assert git_revision() is None
 
     def git(*arguments: str) -> str:

@@ -15,7 +15,7 @@ from pipelines.finetune_rater import main as finetune_rater
 from pipelines.infer_traces import main as infer_traces
 from pipelines.rate_items import main as rate_items
 from pipelines.select_traces import main as select_traces
-from raters.influence.harm import influence_of
+from raters.influence.harm import doubt_of, influence_of
 from raters.influence.report import influence_report_html
 from tests.stage_runs import calls_of, kill, read, refused_line, run_alone, started, wait_until
 
@@ -73,7 +73,7 @@ def test_what_it_leaves_and_what_is_trained_on_it(place: Path, run: Any, tmp_pat
 
 @pytest.mark.parametrize(
     "more",
-    ["--attributor less", "--query draws --folds 1 --no-error-proxy",
+    ["--attributor less", "--query label --folds 1 --no-error-proxy",
      *(pytest.param(more, marks=pytest.mark.slow) for more in (
          "--attributor sgd", "--attributor fisher --no-error-proxy", "--attributor tracin",
          "--query agreement --no-renormalize", "--horizon 2"))],
@@ -109,7 +109,7 @@ def test_another_question_needs_another_folder(place: Path, run: Any, tmp_path: 
     run("--run", place / "tuned", "--out", out, "--attributor", "sgd")
     assert (out / "influence.jsonl").read_bytes() == before
     said = run("--run", place / "tuned", "--out", out, "--attributor", "sgd", "--query", "agreement", status=2)
-    assert 'query was "label", now "agreement"' in said.err
+    assert 'query was "draws", now "agreement"' in said.err
     assert (out / "influence.jsonl").read_bytes() == before
 
 
@@ -167,6 +167,33 @@ def test_who_is_harmful() -> None:
     assert np.isnan(alone.low).all()
 
 
+def test_where_scores_may_say_little() -> None:
+    fine = {"proxy_over_score": 0.2, "sum_of_learning_rates": 3.9, "horizon": None}
+    assert doubt_of(fine) == ""
+    assert "add up to 4.5" in doubt_of({**fine, "sum_of_learning_rates": 4.5})
+    assert doubt_of({**fine, "sum_of_learning_rates": 4.5, "horizon": 8}) == ""
+    assert "larger than the scores" in doubt_of({**fine, "proxy_over_score": 1.0})
+    assert doubt_of({**fine, "proxy_over_score": None}) == ""
+
+
+@pytest.mark.slow
+def test_a_recipe_selects_and_trains_again(tmp_path: Path) -> None:
+    trained = {"stage": "finetune_rater", "base": "student", "steps": 4, "batch": 4, "eval_steps": 4, "dev_limit": 6}
+    trained |= {"dev_draws": 1, "rank": 2, "lr": 0.002}
+    steps = {
+        "traces": {"stage": "infer_traces", "corpus": "demo", "limit": 12, "null_items": 0, "k": 16},
+        "tuned": {**trained, "traces": "${traces}", "record_trajectory": True},
+        "selected": {"stage": "select_traces", "run": "${tuned}", "confidence": 0.6},
+        "again": {**trained, "traces": "${selected}"},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"name": "r", "steps": steps}))
+    done = run_alone("run_recipe", tmp_path / "recipe.yaml", "--out", tmp_path / "o")
+    assert done.status == 0, done.err
+    assert (tmp_path / "o" / "again" / "rater.yaml").exists()
+    again = run_alone("run_recipe", tmp_path / "recipe.yaml", "--out", tmp_path / "o")
+    assert again.err.count("unchanged, passed over") == 4
+
+
 def test_the_page_shows_texts_of_others_harmlessly() -> None:
     hostile = "</pre><script>alert(1)</script>\u202eabc\x07"
     record = {
@@ -177,12 +204,12 @@ def test_the_page_shows_texts_of_others_harmlessly() -> None:
     summary = {
         "corpus": "<i>", "dimension": "q", "query": "label", "attributor": "adamw", "horizon": None, "online": False,
         "traces": 1, "dropped": 1, "harmful": 1, "helpful": 0, "steps": 4, "dev_items": 9, "folds": 3,
-        "confidence": 0.95, "proxy_over_score": 1.5,
+        "confidence": 0.95, "proxy_over_score": 1.5, "sum_of_learning_rates": 0.1,
     }  # fmt: skip
     traces = {record["example_id"]: {"trace": hostile, "swapped": False}}
     page = influence_report_html(summary, [record], traces, {"i": {"te<xt": hostile}})
     assert "<script" not in page
     assert "alert(1)" in page
     assert not re.search("[\u202e\x07]", page)
-    assert "they say little" in page  # the proxy is larger than the scores
+    assert "larger than the scores, so they say little" in page
     assert "No trace has a score above 0." in page

@@ -28,6 +28,7 @@ from tests.stage_runs import (
     kill,
     read,
     run_alone,
+    run_here,
     settled,
     snapshot,
     started,
@@ -36,8 +37,12 @@ from tests.stage_runs import (
 )
 
 ITEMS = 13
-PROCESSES = pytest.param("local")
-RAY = pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.timeout(600)])
+RAY = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+def slow(*values: object) -> Any:
+    """Return a case that is left for `-m slow`: each worker is a process of its own, which takes a second to begin."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 class Script:
@@ -69,8 +74,9 @@ class Job:
     def command(self, *more: object, out: Path | None = None) -> tuple[object, ...]:
         return (*self.arguments, "--out", out or self.out, *more)
 
-    def __call__(self, *more: object, out: Path | None = None, **options: Any) -> Outcome:
-        return run_alone(self.stage, *self.command(*more, out=out), **options)
+    def __call__(self, *more: object, out: Path | None = None) -> Outcome:
+        run = run_alone if "--workers" in more else run_here  # who starts workers has a process of its own
+        return run(self.stage, *self.command(*more, out=out))
 
     def seeds_asked(self) -> Counter[int]:
         return Counter(body["seed"] for body in self.server.requests)
@@ -135,8 +141,17 @@ def done(outcome: Outcome) -> None:
 # --- the same run -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("engine", "count"), [pytest.param("local", 3), pytest.param("ray", 2, marks=RAY.marks)])
-@pytest.mark.parametrize("job", KINDS, indirect=True)
+@pytest.mark.parametrize(
+    ("job", "engine", "count"),
+    [
+        slow("infer_traces", "local", 3),
+        slow("per annotator", "local", 3),
+        ("second chances", "local", 3),
+        ("rate_items", "local", 3),
+        *(pytest.param(kind, "ray", 2, marks=RAY) for kind in KINDS),
+    ],
+    indirect=["job"],
+)
 def test_several_workers_make_the_run_that_one_makes(job: Job, engine: str, count: int, tmp_path: Path) -> None:
     done(job(out=tmp_path / "alone"))
     asked = job.seeds_asked()
@@ -146,7 +161,7 @@ def test_several_workers_make_the_run_that_one_makes(job: Job, engine: str, coun
     assert job.seeds_asked() == asked
 
 
-@pytest.mark.parametrize("job", ["infer_traces", "rate_items"], indirect=True)
+@pytest.mark.parametrize("job", ["infer_traces", slow("rate_items")], indirect=True)
 def test_a_finished_run_goes_on_with_more_draws_by_any_number_of_workers(job: Job, tmp_path: Path) -> None:
     flag = "--k" if job.stage == "infer_traces" else "--draws"
     done(job(flag, 8, out=tmp_path / "alone"))
@@ -235,7 +250,7 @@ def goes_on(job: Job, lost: int, alone: Path, *more: object) -> None:
     assert len(job.server.requests) - asked == len(job.seeds_asked())
 
 
-@pytest.mark.parametrize("job", ["per annotator", "rate_items"], indirect=True)
+@pytest.mark.parametrize("job", ["per annotator", slow("rate_items")], indirect=True)
 def test_a_killed_run_takes_its_workers_along_and_goes_on(job: Job, tmp_path: Path) -> None:
     job.script.fast = 8
     with started(job.stage, *job.command(*workers(2))) as process:
@@ -291,8 +306,15 @@ def test_ctrl_c_twice_leaves_the_draws_of_all_workers(job: Job, tmp_path: Path) 
     goes_on(job, 4, tmp_path / "alone", *workers(2))
 
 
-@pytest.mark.parametrize("engine", [PROCESSES, RAY])
-@pytest.mark.parametrize("job", ["infer_traces", "rate_items"], indirect=True)
+@pytest.mark.parametrize(
+    ("job", "engine"),
+    [
+        slow("infer_traces", "local"),
+        ("rate_items", "local"),
+        *(pytest.param(kind, "ray", marks=RAY) for kind in ("infer_traces", "rate_items")),
+    ],
+    indirect=["job"],
+)
 def test_what_a_worker_cannot_do_is_one_line(job: Job, engine: str, tmp_path: Path) -> None:
     job.script.fault = Fault(401, "Your key has expired.", "invalid_request_error", "invalid_api_key")
     outcome = job(*workers(2, engine))
@@ -318,7 +340,7 @@ def half_done(job: Job) -> None:
     job.script.gate.set()
 
 
-@pytest.mark.parametrize("more", [(), ("--workers", 1), ("--workers", 3)])
+@pytest.mark.parametrize("more", [(), slow(("--workers", 1)), ("--workers", 3)])
 def test_a_run_that_is_shared_out_is_gone_on_with_as_it_was(job: Job, more: tuple[object, ...]) -> None:
     half_done(job)
     before, asked = snapshot(job.out), settled(lambda: len(job.server.requests))
@@ -386,7 +408,7 @@ def test_a_broken_note_of_shards_is_named(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("job", ["infer_traces", "rate_items"], indirect=True)
 def test_options_that_cannot_be_used(job: Job, given: tuple[object, ...], named: str) -> None:
-    outcome = job(*given)
+    outcome = run_here(job.stage, *job.command(*given))
     assert outcome.status == 2
     assert named in outcome.error_line
     assert not job.out.exists()

@@ -9,8 +9,9 @@ losses, means over draws of an item and then over items:
     draws      minus the expected agreement of whole draws, reasoning included; its gradient is that of REINFORCE
                (Williams 1992) over the draws, each held against the mean of the item's others
 
-The first two hold the reasoning fixed, so they see what an example does to the step from reasoning to verdict; the
-third also sees what it does to the reasoning, at the price of the draws' noise.
+The first two hold the reasoning fixed, so they see what an example does to the step from reasoning to verdict: where
+the reasoning says what will be rated, an example that ties the two together raises `label` for every wrong draw. The
+third also sees what an example does to the reasoning, at the price of the draws' noise.
 """
 
 from __future__ import annotations

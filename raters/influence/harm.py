@@ -8,12 +8,17 @@ than its score; helpful likewise above 0. At 95 % one trace in forty without any
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+MOST_SUM_OF_RATES = 4.0
+"""Up to this sum of learning rates the proxy was seen to be about as large as the true error; beyond it the error comes
+out of what a removal does to later steps, which the proxy does not see (data/results/influence.md, the last table)."""
 
 
 @dataclass(frozen=True)
@@ -62,3 +67,17 @@ def influence_of(folds: Floats, overall: Floats, proxy: Floats | None, confidenc
     trusted = np.ones(len(scores), bool) if proxy is None else errors < np.abs(scores)
     low, high = scores - half, scores + half
     return Influence(scores, low, high, overall, by_fold, errors, trusted & (high < 0), trusted & (low > 0))
+
+
+def doubt_of(summary: Mapping[str, Any]) -> str:
+    """Return why the scores of a run may say little, in a sentence; empty if nothing speaks against them."""
+    mend = "train for fewer steps, at a lower rate, or look fewer steps ahead (--horizon)"
+    ratio, rates = summary["proxy_over_score"], summary["sum_of_learning_rates"]
+    if ratio is not None and ratio >= 1:
+        return f"the proxy of the scores' error is larger than the scores, so they say little; {mend}"
+    if rates > MOST_SUM_OF_RATES and summary["horizon"] is None:
+        return (
+            f"the learning rates of the run add up to {rates:.1f}; beyond {MOST_SUM_OF_RATES:g} scores were seen to "
+            f"be off by more than the proxy says; {mend}"
+        )
+    return ""

@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from raters.influence.harm import doubt_of
 from raters.journal import Record
 from raters.report_markup import join, markup, table, visible
 from raters.report_page import PAGE, STYLE
@@ -87,17 +88,10 @@ def _doubts(summary: Mapping[str, Any]) -> Markup:
             chance,
         )
     ]
-    ratio = summary["proxy_over_score"]
-    if ratio is not None:
+    if (ratio := summary["proxy_over_score"]) is not None:
         notes.append(markup("<p>The proxy of the scores' error is {:.2f} of a score in the median.</p>", ratio))
-        if ratio >= 1:
-            notes.append(
-                markup(
-                    '<p class="bad">That is more than the scores themselves: over this many steps at this learning '
-                    "rate they say little. Train for fewer steps, at a lower rate, or look fewer steps ahead "
-                    "(--horizon).</p>"
-                )
-            )
+    if doubt := doubt_of(summary):
+        notes.append(markup('<p class="bad">{}.</p>', doubt[0].upper() + doubt[1:]))
     return join(notes)
 
 

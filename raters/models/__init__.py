@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from raters.models.batch_size import BatchSize
 from raters.models.pacing import EndpointLimits
 from raters.models.protocol import Model
 from raters.records import ConfigError
@@ -29,7 +30,7 @@ def open_model(
     *,
     base_url: str | None = None,
     adapter: str | None = None,
-    batch_size: int = 16,
+    batch_size: BatchSize = "auto",
     concurrency: int = 32,
     limits: EndpointLimits | None = None,
     engine_options: Mapping[str, Any] | None = None,
@@ -40,8 +41,8 @@ def open_model(
         spec: `provider/name`, `embedded` or `student`.
         base_url: Endpoint of `openai/...`; OPENAI_BASE_URL if None.
         adapter: LoRA adapter folder for `hf/...`, `vllm/...` or `student`.
-        batch_size: Most rows that `hf/...` generates at once.
-        concurrency: Most requests that `openai/...` has in flight.
+        batch_size: Most rows that `hf/...` generates at once; `auto` for what a GPU's memory holds, 16 without one.
+        concurrency: Most requests that `openai/...` has in flight; draws that `hf/...` is asked for at once.
         limits: How else `openai/...` may be asked; `EndpointLimits()` if None.
         engine_options: Of the engine of `vllm/...`, in place of our own.
 
@@ -58,7 +59,7 @@ def open_model(
     if provider == "hf":
         from raters.models.hf import HFModel
 
-        return HFModel(name, spec=spec, adapter=adapter, batch_size=batch_size)
+        return HFModel(name, spec=spec, adapter=adapter, batch_size=batch_size, concurrency=concurrency)
     if provider == "vllm":
         from raters.models.vllm import VLLMModel
 

@@ -78,7 +78,7 @@ def decode(
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     written: list[list[int]] = [[] for _ in prompts]
     with torch.inference_mode():
-        past = _roomy_cache(model)
+        past = _roomy_cache(model, input_ids.shape[1] + max(limits))
         logits = _logits(model, input_ids, mask, positions, past)[source]
         if len(different) < len(prompts):
             past.batch_select_indices(source)
@@ -134,12 +134,12 @@ def _plain_layers(base: Any) -> list[Any]:
     return layers
 
 
-def _roomy_cache(model: Any) -> Any:
-    """Return an empty cache whose layers have room to grow."""
+def _roomy_cache(model: Any, most_tokens: int) -> Any:
+    """Return an empty cache whose layers have room to grow, to that many tokens."""
     import transformers
 
     library: Any = transformers
-    return library.cache_utils.Cache(layers=[_roomy_layer()() for _ in _plain_layers(_base_of(model))])
+    return library.cache_utils.Cache(layers=[_roomy_layer()(most_tokens) for _ in _plain_layers(_base_of(model))])
 
 
 @cache
@@ -150,10 +150,18 @@ def _roomy_layer() -> type[Any]:
     library: Any = transformers
 
     class RoomyLayer(library.cache_utils.DynamicLayer):  # type: ignore[misc]
-        """Keys and values, (rows, heads, tokens, size), as views of buffers that double when they are full."""
+        """Keys and values, (rows, heads, tokens, size), as views of buffers that double when they are full.
+
+        Args:
+            most_tokens: That will ever stand here, so that the last doubling takes no memory for nothing.
+        """
 
         keys: Any
         values: Any
+
+        def __init__(self, most_tokens: int) -> None:
+            super().__init__()
+            self._most_tokens = most_tokens
 
         def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
             """Add some tokens; return all."""
@@ -163,7 +171,7 @@ def _roomy_layer() -> type[Any]:
             if before == 0:
                 self._buffers: tuple[Any, ...] = ()
             if not self._buffers or before + more > self._buffers[0].shape[-2]:
-                room = max(before + more + _ROOM_TOKENS, 2 * before)
+                room = min(max(before + more + _ROOM_TOKENS, 2 * before), max(before + more, self._most_tokens))
                 buffers = []
                 for states, old in ((key_states, self.keys), (value_states, self.values)):
                     buffer = states.new_empty((*states.shape[:-2], room, states.shape[-1]))

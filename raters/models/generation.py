@@ -14,6 +14,7 @@ import contextlib
 import copy
 import hashlib
 import logging
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -511,7 +512,7 @@ def _spread(seed: int) -> int:
 
 @contextlib.contextmanager
 def _quiet(chatter: Any) -> Iterator[None]:
-    """Keep progress bars and chatter of transformers and its hub client off the terminal for a while."""
+    """Keep progress bars and chatter of transformers, its hub client and PEFT off the terminal for a while."""
     level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
     hub = logging.getLogger("huggingface_hub")
     hub_level = hub.level
@@ -519,7 +520,9 @@ def _quiet(chatter: Any) -> Iterator[None]:
     chatter.set_verbosity_error()
     chatter.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name that will go
+            yield
     finally:
         chatter.set_verbosity(level)
         hub.setLevel(hub_level)

@@ -1,0 +1,1 @@
+"""Raters for evaluation harnesses: what an exported folder holds."""
