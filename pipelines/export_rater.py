@@ -40,7 +40,8 @@ class ExportRaterOptions(StageOptions):
     )
     corpus: str | None = Field(
         None,
-        description="corpus folder, or demo: its items and people's labels go along (needed by lm-eval and openai-batch)",
+        description="corpus folder, or demo: its items and people's labels go along (default: none; lm-eval and "
+        "openai-batch need one)",
     )
     split: Literal["train", "dev", "test", "all"] = Field("test", description="which of them")
     split_seed: int = Field(0, description="seed of the split")
