@@ -41,7 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_options(InferTracesOptions, STAGE, DESCRIPTION, arguments)
     from pipelines.screen import say
     from pipelines.workers import check_workers
-    from raters.inference import check_continuation, read_inputs
+    from raters.inference import read_inputs
+    from raters.inference_checks import check_continuation
     from raters.inferring import InferenceRun
     from raters.runs import RunFolder
     from raters.shards import clear_up

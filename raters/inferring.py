@@ -12,7 +12,8 @@ from typing import Any
 from raters.budgets import FIRST_ITEMS
 from raters.checkpoints import Checkpoint
 from raters.drawing import Source
-from raters.inference import Plan, second_chance
+from raters.inference import Plan
+from raters.inference_checks import second_chance
 from raters.journal import Journal, to_line, write_atomically
 from raters.ledger import Ledger
 from raters.models import open_model

@@ -256,5 +256,5 @@ def _joined(draws: Sequence[Draw], spec: RaterSpec) -> Rating:
         verdicts=tuple(draw.verdict for draw in draws),
         reasoning=tuple(draw.trace for draw in draws),
         label_probabilities=None if together is None else dict(zip(labels, together.tolist(), strict=True)),
-        swapped=tuple(draw.swapped for draw in draws),
+        swapped=tuple(draw.swapped for draw in draws) if isinstance(scale, PairwiseScale) else (),
     )

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from raters.corpora import Corpus
-from raters.inference import check_continuation, read_inputs
+from raters.inference import read_inputs
+from raters.inference_checks import check_continuation
 from raters.inference_options import InferTracesOptions
 from raters.inferring import InferenceRun, open_sampler, progress_state
 from raters.journal import read_lines
