@@ -32,6 +32,7 @@ class SelectTracesOptions(StageOptions):
 
     run: str | None = Field(None, description="folder of a finished run of finetune_rater --record-trajectory; needed")
     corpus: str | None = Field(None, description="where that run's corpus is now (default: where it was)")
+    traces: str | None = Field(None, description="where that run's traces are now (default: where they were)")
     split: Literal["dev"] = Field("dev", description="whose labels decide; the test split stays unseen")
     query: Literal["draws", "agreement", "label"] = Field(
         "draws",
@@ -76,7 +77,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     if options.horizon is not None and options.attributor in ("tracin", "less"):
         raise ConfigError(f"--horizon {options.horizon}: {options.attributor} unrolls nothing; leave it out")
-    from pipelines.selection import attribute, finished, read_recorded, train_online, write_results
+    from pipelines.selection import attribute, finished, forget_sweep, read_recorded, train_online, write_results
+    from raters.influence.retraining import check_gradient
     from raters.runs import RunFolder
 
     began = time.monotonic()
@@ -98,12 +100,14 @@ def main(arguments: Sequence[str]) -> int:
             done += number
             bar.update()
 
+        check_gradient(recorded.tuned.trajectory, recorded.tuned.losses)
         train_or_attribute = attribute if options.online is None else train_online
         found = train_or_attribute(recorded, folder.path, count)
         bar.close()
         summary, lines = write_results(recorded, found)
         seconds = before + time.monotonic() - began
         folder.write_manifest({**recorded.manifest("complete", seconds), "summary": summary})
+        forget_sweep(folder.path)
     finally:
         folder.release()
     print("\n".join(lines))

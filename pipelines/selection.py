@@ -36,6 +36,7 @@ class Recorded:
         queries: Losses on the dev split, a fold each.
         records: (examples,) the lines of its traces.jsonl.
         spec: The rater it came to.
+        chosen_step: Whose weights that rater has; scores are of those of the last one.
         out: Folder of this run.
     """
 
@@ -46,6 +47,7 @@ class Recorded:
     queries: DevQueries
     records: Sequence[Record]
     spec: RaterSpec
+    chosen_step: int
     out: Path
 
     def describe(self) -> str:
@@ -137,13 +139,10 @@ def read_recorded(options: SelectTracesOptions) -> Recorded:
     adapter = where / manifest["summary"]["adapter"]
     folder = adapter.parent
     template = asked["chat_template"]
-    tuned = TunedRun.open(
-        folder,
-        adapter,
-        None if template is None else Path(template).read_text(encoding="utf-8"),
-        rows_at_once=options.micro_batch,
-    )
-    run = TraceRun.read(Path(asked["traces"]), options.corpus or asked["corpus"])
+    if template is not None:  # as the run left it: the file that was given may have changed since
+        template = (adapter / "chat_template.jinja").read_text(encoding="utf-8")
+    tuned = TunedRun.open(folder, adapter, template, rows_at_once=options.micro_batch)
+    run = TraceRun.read(Path(options.traces or asked["traces"]), options.corpus or asked["corpus"])
     spec = read_rater(where / "rater.yaml")
     by_id = {example_id(record): record for record in learned_from(run)}
     lost = [example for example in tuned.example_ids if example not in by_id]
@@ -165,7 +164,9 @@ def read_recorded(options: SelectTracesOptions) -> Recorded:
         tuned.loaded.generation.pad_token_id,
     )
     out = stage_folder(options.out, run.corpus, run.dimension.name, "select_traces")
-    return Recorded(options, folder, run, tuned, queries, [by_id[name] for name in tuned.example_ids], spec, out)
+    (phase,) = manifest["summary"]["seeds"][str(tuned.trajectory.header.about["seed"])].values()
+    records = [by_id[name] for name in tuned.example_ids]
+    return Recorded(options, folder, run, tuned, queries, records, spec, phase["best_step"], out)
 
 
 def _finished(folder: Path) -> dict[str, Any]:
@@ -193,7 +194,6 @@ def finished(manifest: Mapping[str, Any], out: Path) -> bool:
 
 def attribute(recorded: Recorded, out: Path, count: Callable[[int], None]) -> Found:
     """Return the influence of all traces; a sweep that was stopped goes on where it was."""
-    import numpy as np
     import torch
 
     from raters.influence.checkpoint_scores import Less, TracIn
@@ -224,18 +224,12 @@ def attribute(recorded: Recorded, out: Path, count: Callable[[int], None]) -> Fo
     scores = attributor.attribute(queries, mixtures)
     proxy = None if scores.error_proxy is None else scores.error_proxy[:, -1].double().numpy()
     parts = scores.parts.double().numpy()
-    if parts.shape[-1] == 1:  # of attributors that do not tell the parts
-        parts = np.concatenate([parts, np.full_like(parts, np.nan)], axis=-1)
-        parts = np.where(np.isnan(parts), 0.0, parts)
     found = influence_of(parts[:, :-1], parts[:, -1], proxy, options.confidence)
-    keep.unlink(missing_ok=True)
     return Found(found, found.harmful)
 
 
 def train_online(recorded: Recorded, out: Path, count: Callable[[int], None]) -> Found:
     """Return which traces training with selection learned from; its adapter is in the run's folder."""
-    import numpy as np
-
     from raters.influence.harm import influence_of
     from raters.influence.online import select_online
     from raters.influence.tuned_runs import write_adapter
@@ -246,10 +240,9 @@ def train_online(recorded: Recorded, out: Path, count: Callable[[int], None]) ->
     adapter = out / "adapter"
     write_adapter(tuned, found.state.parameters, adapter)
     _write_rater(recorded, adapter, out)
-    scores = found.scores.double().numpy()
-    parts = np.stack([scores, np.zeros_like(scores)], axis=-1)
+    scores = found.scores.double().numpy()[:, None]
     dropped = (found.seen > 0) & (2 * found.kept < found.seen)
-    return Found(influence_of(parts[:, None], parts, None), dropped.numpy(), found.seen.numpy(), found.kept.numpy())
+    return Found(influence_of(scores[:, None], scores, None), dropped.numpy(), found.seen.numpy(), found.kept.numpy())
 
 
 def _write_rater(recorded: Recorded, adapter: Path, out: Path) -> None:
@@ -258,6 +251,11 @@ def _write_rater(recorded: Recorded, adapter: Path, out: Path) -> None:
     from raters.rater_files import adapter_sha256
 
     replace(recorded.spec, adapter="adapter", adapter_sha256=adapter_sha256(adapter)).write(out / "rater.yaml")
+
+
+def forget_sweep(out: Path) -> None:
+    """Remove what a sweep is gone on from, once all that came of it is written."""
+    (out / _SWEEP).unlink(missing_ok=True)
 
 
 def write_results(recorded: Recorded, found: Found) -> tuple[dict[str, Any], list[str]]:
@@ -288,6 +286,7 @@ def write_results(recorded: Recorded, found: Found) -> tuple[dict[str, Any], lis
         "harmful": int(influence.harmful.sum()),
         "helpful": int(influence.helpful.sum()),
         "steps": len(recorded.tuned.trajectory),
+        "chosen_step": recorded.chosen_step,
         "dev_items": recorded.queries.items,
         "folds": len(recorded.queries),
         "confidence": options.confidence,
@@ -319,10 +318,16 @@ def influence_records(recorded: Recorded, found: Found) -> Iterator[Record]:
     """Yield the lines of influence.jsonl, the most harmful trace first."""
     import numpy as np
 
+    from raters.influence.answers import PARTS
+
     influence, tuned = found.influence, recorded.tuned
 
     def known(value: float) -> float | None:
         return float(value) if np.isfinite(value) else None
+
+    def parts_of(place: int) -> dict[str, float | None]:
+        parts = influence.parts[place].tolist()
+        return dict(zip(PARTS, parts if len(parts) == len(PARTS) else [None] * len(PARTS), strict=True))
 
     for place in np.argsort(influence.scores, kind="stable").tolist():
         trace = recorded.records[place]
@@ -333,8 +338,7 @@ def influence_records(recorded: Recorded, found: Found) -> Iterator[Record]:
             "score": float(influence.scores[place]),
             "low": known(influence.low[place]),
             "high": known(influence.high[place]),
-            "reasoning": float(influence.parts[place, 0]),
-            "verdict": float(influence.parts[place, 1]),
+            **parts_of(place),
             "by_fold": [float(score) for score in influence.folds[place]],
             "error_proxy": known(influence.proxy[place]),
             "tokens": tuned.learned[place],
@@ -349,7 +353,7 @@ def summary_lines(
     summary: dict[str, Any], records: Sequence[Record], traces: dict[str, Record], show: int
 ) -> Iterator[str]:
     """Yield what came out, for a reader."""
-    from raters.influence.harm import doubt_of
+    from raters.influence.harm import doubt_of, weights_remark
 
     yield printable(f"{summary['corpus']}, {summary['dimension']} ({summary['scale']}): influence of traces on dev")
     if summary["online"]:
@@ -371,6 +375,8 @@ def summary_lines(
         yield f"  proxy of the scores' error: {summary['proxy_over_score']:.2f} of a score in the median"
     if doubt := doubt_of(summary):
         yield f"  {doubt}"
+    if remark := weights_remark(summary):
+        yield f"  {remark}"
     for record in records[:show]:
         if record["score"] < 0:
             yield ""

@@ -169,6 +169,7 @@ class Example:
         input_ids: All tokens, up to and including the end of the answer.
         labels: The same, `IGNORED` where nothing is learned.
         verdict_at: Place of the first token of the rating's label.
+        verdict_end: Place behind the rating, where it is not the answer's end: of `verdict-first`, the reasoning's.
         verdict: Its label, on the scale.
     """
 
@@ -177,6 +178,7 @@ class Example:
     input_ids: list[int]
     labels: list[int]
     verdict_at: int
+    verdict_end: int
     verdict: Any
 
     @property
@@ -246,6 +248,10 @@ class Encoder:
         verdict_at = next((at for at, (start, end) in enumerate(spans) if start <= label_at < end), None)
         if verdict_at is None or verdict_at >= len(ids):
             raise self._refusal("drops the rating of an answer")
+        verdict_end = len(ids)
+        if self._target == "verdict-first":
+            reasons_at = written.find(_RATED, label_at) + len(_RATED)
+            verdict_end = next((at for at, (start, _) in enumerate(spans) if start >= reasons_at), len(ids))
         self._check_loss(lesson, learned, trace)
         scale = self._question.dimension.scale
         return Example(
@@ -254,6 +260,7 @@ class Encoder:
             input_ids=prompt_ids + ids,
             labels=[IGNORED] * len(prompt_ids) + learned,
             verdict_at=len(prompt_ids) + verdict_at,
+            verdict_end=len(prompt_ids) + verdict_end,
             verdict=lesson.label if self._target == "label" else scale.parse(lesson.rating),
         )
 

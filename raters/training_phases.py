@@ -81,7 +81,13 @@ class Phase:
 def sft_phase(examples: Sequence[Example], verdicts: Sequence[int] | None, plan: Schedule, lr: float) -> Phase:
     """Return the phase of fine-tuning; verdicts are places on the scale, for the term for ordered labels."""
     rows = [
-        {"input_ids": example.input_ids, "labels": example.labels, "index": place, "verdict_at": example.verdict_at}
+        {
+            "input_ids": example.input_ids,
+            "labels": example.labels,
+            "index": place,
+            "verdict_at": example.verdict_at,
+            "verdict_end": example.verdict_end,
+        }
         | ({} if verdicts is None else {"verdict": verdicts[place]})
         for place, example in enumerate(examples)
     ]

@@ -68,9 +68,13 @@ def test_a_clipped_setting_does_clip_and_another_now_and_then(tmp_path: Path) ->
     assert 0 < sum(factor == 1 for factor in factors["clipped now and then"]) < 12
 
 
-def test_removal_that_renormalizes_is_the_derivative_of_that(tmp_path: Path) -> None:
-    """Held to finite differences of training in which one example's share shrinks and the others' grow."""
-    problem, queries = network_problem(Setting(steps=6, max_norm=0.5))
+@pytest.mark.parametrize("batch", [8, 30])
+def test_removal_that_renormalizes_is_the_derivative_of_that(batch: int, tmp_path: Path) -> None:
+    """Held to finite differences of training in which one example's share shrinks and the others' grow.
+
+    Of a batch larger than the data, examples stand twice in a step.
+    """
+    problem, queries = network_problem(Setting(steps=6, batch=batch, max_norm=0.5))
     trajectory = problem.train(tmp_path / "t")
     influence = AdamWInfluence(problem, renormalize=True)
     influence.cache(trajectory)
@@ -86,10 +90,40 @@ def test_removal_that_renormalizes_is_the_derivative_of_that(tmp_path: Path) -> 
 
         return queries.values(retrain(trajectory, problem, weights).parameters)
 
-    once = [place for place in range(24) if all(step.examples.count(place) <= 1 for step in trajectory.steps)]
-    for example in once[:5]:
+    for example in range(0, 24, 4):
         slope = (ends(example, 1e-5) - ends(example, -1e-5)) / 2e-5
         torch.testing.assert_close(found[example], slope, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("finite", [False, True])
+def test_a_step_without_others_drops_its_example(finite: bool, tmp_path: Path) -> None:
+    """There is nothing to average over: both kinds of removal are the same there, as they are in training again."""
+    problem, queries = network_problem(Setting(steps=20, batch=1, max_norm=0.5), examples=9)
+    trajectory, found = problem.train(tmp_path / "t"), []
+    for renormalize in (True, False):
+        influence = AdamWInfluence(problem, renormalize=renormalize, finite=finite, error_proxy=finite)
+        influence.cache(trajectory)
+        found.append(influence.attribute(queries).total)
+    assert torch.isfinite(found[0]).all()
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_removing_one_of_the_same_examples_is_the_exact_last_step(repeats: int, tmp_path: Path) -> None:
+    """By the last step alone a finite removal is no approximation but for the query: held to taking the step again."""
+    problem, queries = network_problem(Setting(steps=1, batch=6, max_norm=0.5, lr=1e-3))
+    order = [[*problem.order()[0][: 6 - repeats], *[problem.order()[0][5]] * repeats]]
+    problem.order = lambda: order  # type: ignore[method-assign]
+    trajectory = problem.train(tmp_path / "t")
+    full = trajectory.last_state().parameters
+    gradient = queries.gradients(full)
+    for renormalize in (True, False):
+        influence = AdamWInfluence(problem, renormalize=renormalize, finite=True)
+        influence.cache(trajectory)
+        found = influence.attribute(queries).total
+        for place in set(order[0]):
+            moved = left_out(trajectory, problem, place, renormalize=renormalize).parameters - full
+            torch.testing.assert_close(found[place], gradient @ moved, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)

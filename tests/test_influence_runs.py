@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +15,16 @@ import torch
 from raters.influence.answers import AnswerBatch
 from raters.influence.dev_queries import DevQueries, agreements, dev_queries, read_dev_draws
 from raters.influence.losses import products, step_gradient
+from raters.influence.recording import Recorder
+from raters.influence.trajectory import TrajectoryWriter
 from raters.influence.tuned_runs import TunedRun, write_adapter
 from raters.model_selection import DevSplit
 from raters.rater_files import read_rater
-from raters.records import ConfigError, DataError
+from raters.records import ConfigError, DataError, ModelError, StorageError
 from raters.scales import SCALE_ADAPTER
 from raters.trace_runs import TraceRun
 from raters.training_data import Encoder, first_tokens
+from tests.influence_problems import Setting, network_problem
 from tests.small_corpora import INTERVAL, NOMINAL, ORDINAL_3, PAIRWISE
 from tests.small_training import finetune, write_trace_run
 from tests.stage_runs import kill, run_alone, started, wait_for_lines
@@ -149,14 +153,69 @@ def test_a_base_with_dropout_of_its_own_and_a_full_disk_are_refused(
     run = write_trace_run(tmp_path)
     shutil.copytree(base, tmp_path / "dropping")
     config = json.loads((tmp_path / "dropping" / "config.json").read_text())
-    (tmp_path / "dropping" / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.1}))
-    said = finetune(run, tmp_path / "dropping", tmp_path / "o", *RECORD)
-    assert said.status == 2
-    assert "has dropout (attention_dropout)" in said.error
+    for name in ("attention_dropout", "dropout", "router_jitter_noise"):
+        (tmp_path / "dropping" / "config.json").write_text(json.dumps({**config, name: 0.1}))
+        said = finetune(run, tmp_path / "dropping", tmp_path / "o", *RECORD)
+        assert said.status == 2
+        assert f"has dropout ({name})" in said.error
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     said = finetune(run, base, tmp_path / "o2", *RECORD)
     assert said.status == 2
     assert "where 1.0 kB are free" in said.error
+
+
+def test_a_gradient_that_is_no_number_ends_in_one_line(tmp_path: Path, base: Path) -> None:
+    said = finetune(write_trace_run(tmp_path), base, tmp_path / "o", *RECORD, "--lr", "1e30", "--warmup", "0")
+    assert said.status == 1
+    assert "is nan; give a lower learning rate" in said.error
+
+
+def test_a_recording_that_is_gone_on_with_leaves_what_one_in_one_go_does(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where little more than its own size is free, of which it has taken half already."""
+    run, more = write_trace_run(tmp_path), (*RECORD, "--steps", "7", "--eval-steps", "3", "--patience", "30")
+    assert finetune(run, base, tmp_path / "whole", *more).status == 0
+    whole = tmp_path / "whole" / "trajectory"
+    size = sum(path.stat().st_size for path in whole.rglob("*.*"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size))
+    write, written = Recorder.write, 0
+
+    def stopped(self: Recorder, number: int, *more: Any) -> None:
+        nonlocal written
+        write(self, number, *more)
+        written += 1
+        if written == 4:
+            raise ModelError("stopped here")
+
+    monkeypatch.setattr(Recorder, "write", stopped)
+    assert finetune(run, base, tmp_path / "cut", *more).status == 1
+    monkeypatch.setattr(Recorder, "write", write)
+    there = sum(path.stat().st_size for path in (tmp_path / "cut" / "trajectory").rglob("*.*"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size - there + 2000))
+    said = finetune(run, base, tmp_path / "cut", *more)
+    assert said.status == 0, said.error
+    assert "going on from step 3" in said.log
+    for name in ("", "states"):
+        files = {path.name: path.read_bytes() for path in (whole / name).iterdir() if path.is_file()}
+        cut = tmp_path / "cut" / "trajectory" / name
+        assert {path.name: path.read_bytes() for path in cut.iterdir() if path.is_file()} == files
+
+
+def test_a_disk_that_fills_up_is_said_in_one_line(tmp_path: Path) -> None:
+    problem, _ = network_problem(Setting())
+    trajectory = problem.train(tmp_path / "t")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = TrajectoryWriter(tmp_path / "full", trajectory.header)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"00000000\.safetensors: cannot be written"):
+            writer.state(0, trajectory.stored_state(0))
+        writer.step(trajectory.steps[0], trajectory.clipped(1))
+        with pytest.raises(StorageError, match=r"gradients\.bin: cannot be written"):
+            writer.step(trajectory.steps[1], trajectory.clipped(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_parameters_become_an_adapter_that_loads(plain: tuple[Path, TunedRun, Any], tmp_path: Path) -> None:
@@ -193,7 +252,7 @@ def asked(name: Any, where: tuple[Path, TunedRun, Any], folds: int = 2, **more: 
     run = TraceRun.read(run_folder)
     spec = read_rater(tuned.trajectory.folder.parent / "rater.yaml")
     dev = DevSplit.of(run, None)
-    encoder = Encoder(tuned.loaded, run, spec.question, "trace", None)
+    encoder = Encoder(tuned.loaded, run, spec.question, more.get("target", "trace"), None)
     records = more.get("records") or dev_records(run, dev)
     pad = tuned.loaded.generation.pad_token_id
     return dev_queries(name, tuned.losses, encoder, run, dev, records, folds, pad), run, dev
@@ -279,6 +338,41 @@ def test_the_draws_query_weighs_likelihoods_by_how_much_better_a_draw_agrees(pla
         lost = plain[1].losses.log_losses(point, batch).sum()
         wanted += row.weight * torch.autograd.grad(lost, point)[0]
     torch.testing.assert_close(queries.gradients(parameters)[0], wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["trace", "label", "label-after-trace", "verdict-first"])
+def test_what_is_asked_is_the_same_whatever_the_target_learns(target: str, tmp_path: Path, base: Path) -> None:
+    """The verdict's tokens are its label's and the rating's end, wherever reasoning stands; a draw is all of it."""
+    where = recorded(tmp_path, base, ORDINAL_3, "--target", target)
+    tokenizer = where[1].loaded.tokenizer
+
+    def asked_about(name: str, part: str | None = None) -> set[str]:
+        queries, *_ = asked(name, where, target=target)
+        found = set()
+        for row in queries._rows:
+            batch = AnswerBatch.of([row.row], 0)
+            wanted = batch.labels[0] != -100
+            if part is not None:
+                places = torch.arange(len(wanted))
+                is_verdict = (places >= batch.verdict_at) & (places < batch.verdict_end)
+                wanted = wanted & (is_verdict if part == "verdict" else ~is_verdict)
+            found.add(tokenizer.decode(batch.input_ids[0][wanted]))
+        return found
+
+    end = "" if target == "verdict-first" else "<|im_end|>"
+    verdicts = {f"{label}</rating>{end}" for label in (1, 2, 3)}
+    for name, part in (("label", None), ("agreement", None), ("draws", "verdict")):
+        assert {text.replace("\n", "") for text in asked_about(name, part)} == verdicts, name
+    reasons = "" if target == "label" else "Because 0 0."
+    begins = "<rating>" if target in ("label", "verdict-first") else "<think>"
+    drawn = asked_about("draws")
+    assert all(text.startswith(begins) and text.endswith("<|im_end|>") for text in drawn)
+    assert any(reasons in text for text in drawn)
+    # Of what training learned, the same split: it adds up to the loss, and only a verdict stands under it.
+    for row in where[1].losses._rows:
+        batch = AnswerBatch.of([row], 0)
+        verdict = tokenizer.decode(batch.input_ids[0][batch.verdict_at[0] : batch.verdict_end[0]])
+        assert verdict.replace("\n", "") in verdicts
 
 
 def test_pairs_are_asked_in_the_order_they_were_shown_in(tmp_path: Path, base: Path) -> None:

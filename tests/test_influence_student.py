@@ -28,13 +28,13 @@ REMOVED = 64
 def test_scores_rank_traces_as_leaving_them_out_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raters.training_report.plot_curves", lambda *arguments: None)
     traces, out = tmp_path / "traces", tmp_path / "tuned"
-    assert infer_traces(["--limit", "120", "--null-items", "0", "--k", "16", "--out", str(traces)]) == 0
-    schedule = "--steps 12 --batch 16 --eval-steps 12 --lr 1e-3 --dev-limit 30 --dev-draws 2 --rating-batch 64".split()
+    assert infer_traces(["--limit", "200", "--null-items", "0", "--k", "16", "--out", str(traces)]) == 0
+    schedule = "--steps 32 --batch 8 --eval-steps 32 --lr 1e-3 --dev-limit 30 --dev-draws 2 --rating-batch 64".split()
     arguments = ["--traces", str(traces), "--base", "student", *schedule, "--record-trajectory", "--out", str(out)]
     assert finetune_rater(arguments) == 0
     tuned, run = TunedRun.open(out, out / "adapter"), TraceRun.read(traces)
     encoder = Encoder(tuned.loaded, run, read_rater(out / "rater.yaml").question, "trace", None)
-    draws, dev = read_dev_draws(out, 12), DevSplit.of(run, 30)
+    draws, dev = read_dev_draws(out, 32), DevSplit.of(run, 30)
     pad = tuned.loaded.generation.pad_token_id
     queries = dev_queries("label", tuned.losses, encoder, run, dev, draws, 1, pad)
     last = tuned.trajectory.last_state().parameters

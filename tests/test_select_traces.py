@@ -15,8 +15,9 @@ from pipelines.finetune_rater import main as finetune_rater
 from pipelines.infer_traces import main as infer_traces
 from pipelines.rate_items import main as rate_items
 from pipelines.select_traces import main as select_traces
-from raters.influence.harm import doubt_of, influence_of
+from raters.influence.harm import doubt_of, influence_of, weights_remark
 from raters.influence.report import influence_report_html
+from raters.records import StorageError
 from tests.stage_runs import calls_of, kill, read, refused_line, run_alone, started, wait_until
 
 TRAIN = "--steps 6 --batch 6 --eval-steps 3 --lr 2e-3 --dev-limit 12 --dev-draws 2 --rating-batch 64 --rank 4".split()
@@ -85,6 +86,10 @@ def test_every_way_to_score(place: Path, run: Any, tmp_path: Path, more: str) ->
     has_proxy = not any(name in more for name in ("sgd", "--no-error-proxy", "tracin", "less"))
     assert all((record["error_proxy"] is not None) == has_proxy for record in records)
     assert all((record["low"] is None) == ("--folds 1" in more) for record in records)
+    tells_parts = "less" not in more and "tracin" not in more
+    assert all(
+        (record["reasoning"] is not None) == (record["verdict"] is not None) == tells_parts for record in records
+    )
 
 
 def test_selecting_while_training_leaves_a_rater(place: Path, run: Any, tmp_path: Path) -> None:
@@ -93,6 +98,7 @@ def test_selecting_while_training_leaves_a_rater(place: Path, run: Any, tmp_path
     records = read(out / "influence.jsonl")
     assert sum(record["seen"] for record in records) == 36
     assert 0 < sum(record["kept"] for record in records) < 36
+    assert {record["reasoning"] for record in records} == {record["verdict"] for record in records} == {None}
     for record in records:
         assert record["dropped"] == (record["seen"] > 0 and 2 * record["kept"] < record["seen"])
     rated = ["--rater", str(out / "rater.yaml"), "--limit", "4", "--draws", "1", "--out", str(tmp_path / "rated")]
@@ -100,6 +106,24 @@ def test_selecting_while_training_leaves_a_rater(place: Path, run: Any, tmp_path
     assert (out / "adapter" / "adapter_model.safetensors").read_bytes() != (
         place / "tuned" / "adapter" / "adapter_model.safetensors"
     ).read_bytes()
+
+
+def test_a_sweep_is_kept_until_all_is_written(
+    place: Path, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--run", place / "tuned", "--out", tmp_path / "o", "--no-error-proxy", "--attributor", "sgd")
+
+    def full(*given: Any) -> str:
+        raise StorageError("report.html: cannot be written (No space left on device); mend that and try again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("raters.influence.report.influence_report_html", full)
+        run(*arguments, status=1)
+    assert (tmp_path / "o" / "sweep.safetensors").exists()
+    monkeypatch.setattr("raters.influence.unrolling.products", None)  # nothing is swept again
+    run(*arguments)
+    assert (tmp_path / "o" / "report.html").exists()
+    assert not (tmp_path / "o" / "sweep.safetensors").exists()
 
 
 def test_another_question_needs_another_folder(place: Path, run: Any, tmp_path: Path) -> None:
@@ -153,6 +177,31 @@ def test_refusals(place: Path, run: Any, tmp_path: Path, monkeypatch: pytest.Mon
     refused_line(run, tmp_path, "--run", tmp_path / "third", names=["lacks trace"])
 
 
+def test_traces_and_template_that_have_gone(place: Path, run: Any, tmp_path: Path) -> None:
+    """The traces are where --traces says, and the template is the one that the adapter has."""
+    tuned, traces = tmp_path / "tuned", tmp_path / "traces"
+    shutil.copytree(place / "tuned", tuned)
+    shutil.copytree(place / "traces", traces)
+    manifest = json.loads((tuned / "manifest.json").read_text())
+    manifest["options"] |= {"traces": str(tmp_path / "gone"), "chat_template": str(tmp_path / "gone.jinja")}
+    (tuned / "manifest.json").write_text(json.dumps(manifest))
+    arguments = ("--run", tuned, "--attributor", "sgd", "--folds", "1", "--out", tmp_path / "o")
+    assert "--traces" in run(*arguments, status=2).err
+    run(*arguments, "--traces", traces)
+    assert len(read(tmp_path / "o" / "influence.jsonl")) == len(read(traces / "traces.jsonl"))
+
+
+def test_another_model_than_the_one_that_was_trained_is_refused(place: Path, run: Any, tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned"
+    shutil.copytree(place / "tuned", tuned)
+    examples = read(tuned / "trajectory" / "examples.jsonl")
+    for example in examples:
+        example["labels"] = [label if label == -100 else 7 for label in example["labels"]]
+    (tuned / "trajectory" / "examples.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    said = run("--run", tuned, "--out", tmp_path / "o", status=1)
+    assert "base, chat template or examples are not those of the run" in said.err
+
+
 def test_who_is_harmful() -> None:
     folds = np.array([[-1.0, -1.1, -0.9], [-1.0, 1.0, -1.0], [1.0, 1.2, 1.1], [-1.0, -1.1, -0.9]])
     parts = np.stack([folds, np.zeros_like(folds)], axis=-1)
@@ -174,6 +223,9 @@ def test_where_scores_may_say_little() -> None:
     assert doubt_of({**fine, "sum_of_learning_rates": 4.5, "horizon": 8}) == ""
     assert "larger than the scores" in doubt_of({**fine, "proxy_over_score": 1.0})
     assert doubt_of({**fine, "proxy_over_score": None}) == ""
+    whole = {"steps": 40, "chosen_step": 40, "online": False}
+    assert weights_remark(whole) == ""
+    assert "has those of step 20" in weights_remark({**whole, "chosen_step": 20})
 
 
 @pytest.mark.slow
@@ -203,7 +255,7 @@ def test_the_page_shows_texts_of_others_harmlessly() -> None:
     }  # fmt: skip
     summary = {
         "corpus": "<i>", "dimension": "q", "query": "label", "attributor": "adamw", "horizon": None, "online": False,
-        "traces": 1, "dropped": 1, "harmful": 1, "helpful": 0, "steps": 4, "dev_items": 9, "folds": 3,
+        "traces": 1, "dropped": 1, "harmful": 1, "helpful": 0, "steps": 4, "chosen_step": 2, "dev_items": 9, "folds": 3,
         "confidence": 0.95, "proxy_over_score": 1.5, "sum_of_learning_rates": 0.1,
     }  # fmt: skip
     traces = {record["example_id"]: {"trace": hostile, "swapped": False}}
@@ -213,3 +265,4 @@ def test_the_page_shows_texts_of_others_harmlessly() -> None:
     assert not re.search("[\u202e\x07]", page)
     assert "larger than the scores, so they say little" in page
     assert "No trace has a score above 0." in page
+    assert "the run&#39;s rater has those of step 2" in page

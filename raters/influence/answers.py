@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from raters.training_loss import OrdinalTerm
 
 PARTS = ("reasoning", "verdict")
-"""What an example's loss is split into: the tokens before the verdict's label, and those from it on."""
+"""What an example's loss is split into: the tokens of the verdict's label up to the rating's end (the answer's end, if
+no reasoning follows), and all others."""
 IGNORED = -100
 
 
@@ -29,6 +30,7 @@ class AnswerBatch:
         input_ids: (rows, tokens).
         labels: (rows, tokens), -100 where nothing is learned.
         verdict_at: (rows,) place of the verdict's first token.
+        verdict_end: (rows,) place behind the verdict.
         scale: What a row's sum of negative log-likelihoods is multiplied by to be its share.
         verdicts: (rows,) place of the right label on the scale, for the term for ordered labels; None without it.
         ordinal_scale: What a row's squared error is multiplied by.
@@ -37,6 +39,7 @@ class AnswerBatch:
     input_ids: torch.Tensor
     labels: torch.Tensor
     verdict_at: torch.Tensor
+    verdict_end: torch.Tensor
     scale: float = 1.0
     verdicts: torch.Tensor | None = None
     ordinal_scale: float = 0.0
@@ -53,6 +56,7 @@ class AnswerBatch:
             torch.tensor([filled(row["input_ids"], pad) for row in rows]),
             torch.tensor([filled(row["labels"], IGNORED) for row in rows]),
             torch.tensor([row["verdict_at"] for row in rows]),
+            torch.tensor([row.get("verdict_end", len(row["input_ids"])) for row in rows]),
             **more,
         )
 
@@ -83,7 +87,7 @@ class AnswerLosses:
         Args:
             model: The base under its adapter; with attention that can be differentiated twice.
             header: Of the run.
-            rows: (examples,) input_ids, labels, verdict_at and, for the ordinal term, verdict.
+            rows: (examples,) input_ids, labels, verdict_at, verdict_end and, for the ordinal term, verdict.
             pad: Token that pads.
             ordinal: The term for ordered labels, if the run had it.
             rows_at_once: Rows that are read at once.
@@ -127,7 +131,9 @@ class AnswerLosses:
         """Return (rows, tokens - first, vocabulary) the logits of the tokens from place `first` on."""
         kept = input_ids.shape[1] - first + 1  # the position before a token predicts it
         device = next(self.model.parameters()).device
-        inputs = {"input_ids": input_ids.to(device), "use_cache": False, "logits_to_keep": kept}
+        inputs = {"input_ids": input_ids.to(device), "use_cache": False}
+        if getattr(self.model, "_supports_logits_to_keep", lambda: False)():
+            inputs["logits_to_keep"] = kept
         logits: torch.Tensor = functional_call(self.model, self._header.named(parameters), (), inputs).logits
         return logits[:, -kept:-1].float().to(input_ids.device)
 
@@ -141,5 +147,6 @@ def _log_losses(logits: torch.Tensor, batch: AnswerBatch, first: int) -> torch.T
     wanted = batch.labels[:, first:]
     lost = cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
     lost = lost.view(wanted.shape)
-    is_verdict = torch.arange(first, batch.labels.shape[1])[None] >= batch.verdict_at[:, None]
+    places = torch.arange(first, batch.labels.shape[1])[None]
+    is_verdict = (places >= batch.verdict_at[:, None]) & (places < batch.verdict_end[:, None])
     return torch.stack([(lost * ~is_verdict).sum(1), (lost * is_verdict).sum(1)], dim=1)

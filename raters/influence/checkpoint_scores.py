@@ -22,7 +22,8 @@ from raters.influence.losses import ExampleLosses, row_gradients
 from raters.influence.trajectory import RecordedStep, Trajectory
 from raters.influence.unrolling import Queries, Scores
 
-_ROWS = 64
+_ROWS = 8
+"""Examples whose gradients, P numbers each, are held at once."""
 
 
 @dataclass

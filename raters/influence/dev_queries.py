@@ -42,7 +42,7 @@ class QueryRow:
     """One draw of one dev item, as a loss.
 
     Attributes:
-        row: input_ids, labels and verdict_at, as of a training example.
+        row: input_ids, labels, verdict_at and verdict_end, as of a training example.
         fold: Of its item.
         weight: In the fold's mean.
         gains: (labels,) agreement of each label with people's, for `agreement`; None for a log-likelihood.
@@ -244,14 +244,20 @@ def _rows(
         if example is not None:
             encoded.append((example, gain - baseline, wanted))
     for example, advantage, wanted in encoded:
-        row = {"input_ids": example.input_ids, "labels": example.labels, "verdict_at": example.verdict_at}
+        # Of draws all of the answer is asked about, of the others the verdict: neither is what the target learns.
+        begin, end = (example.prompt_tokens, None) if name == "draws" else (example.verdict_at, example.verdict_end)
+        labels = [IGNORED] * len(example.input_ids)
+        labels[begin:end] = example.input_ids[begin:end]
+        row = {
+            "input_ids": example.input_ids,
+            "labels": labels,
+            "verdict_at": example.verdict_at,
+            "verdict_end": example.verdict_end,
+        }
         weight = 1 / len(encoded)
         if name == "draws":
             if advantage:
                 yield QueryRow(row, 0, weight * advantage)
         else:
-            row["labels"] = [
-                IGNORED if place < example.verdict_at else token for place, token in enumerate(example.labels)
-            ]
             gains = agreements(scale, wanted, list(listed_labels(scale))) if name == "agreement" else None
             yield QueryRow(row, 0, weight, gains)

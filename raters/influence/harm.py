@@ -29,7 +29,7 @@ class Influence:
         scores: (examples,) predicted change of the loss.
         low: (examples,) lower end of the interval over folds; nan with fewer than two folds.
         high: (examples,) upper end.
-        parts: (examples, parts) the score by part of the example's own loss.
+        parts: (examples, parts) the score by part of the example's own loss; one if the scores do not tell them.
         folds: (examples, folds) the score on each fold.
         proxy: (examples,) of the score's error; nan if there is none.
         harmful: (examples,)
@@ -81,3 +81,13 @@ def doubt_of(summary: Mapping[str, Any]) -> str:
             f"be off by more than the proxy says; {mend}"
         )
     return ""
+
+
+def weights_remark(summary: Mapping[str, Any]) -> str:
+    """Return which weights the scores are about, where the run's rater has others; empty if it has the same."""
+    if summary["chosen_step"] == summary["steps"] or summary["online"]:
+        return ""
+    return (
+        f"scores are of the weights after step {summary['steps']:,}, the last one; the run's rater has those of step "
+        f"{summary['chosen_step']:,}, which agreed better on dev"
+    )

@@ -129,11 +129,20 @@ def _along_rows(shares: torch.Tensor, point: torch.Tensor, weights: torch.Tensor
 
 def row_gradients(losses: ExampleLosses, parameters: torch.Tensor, step: RecordedStep) -> torch.Tensor:
     """Return (rows, P) the gradient of each row's share; one row is read at a time."""
+    return torch.cat([found for _, found in some_row_gradients(losses, parameters, step, len(step.examples))])
+
+
+def some_row_gradients(
+    losses: ExampleLosses, parameters: torch.Tensor, step: RecordedStep, at_once: int
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield (rows, P) gradients of rows' shares, so many at once, and which rows; one row is read at a time."""
     found: list[torch.Tensor] = []
-    for _, batch in losses.batches(step, 1):
+    for place, batch in losses.batches(step, 1):
         point = parameters.detach().requires_grad_()
         found += torch.autograd.grad(losses.shares(point, batch).sum(), point)
-    return torch.stack(found)
+        if len(found) == at_once or place.stop >= len(step.examples):
+            yield slice(place.stop - len(found), place.stop), torch.stack(found)
+            found = []
 
 
 def step_gradient(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +19,13 @@ import torch
 from raters.influence.adamw import AdamWState, AdamWStep
 from raters.influence.trajectory import STATES, Header, RecordedStep, TrajectoryWriter
 from raters.journal import to_line, write_atomically
-from raters.records import ConfigError
+from raters.records import ConfigError, ModelError
 from raters.training_phases import Phase
 
 FOLDER, EXAMPLES = "trajectory", "examples.jsonl"
+_CHANCE = re.compile("^(?!classifier|summary).*(drop|jitter)")
+"""What configurations call the chances of a forward pass, but for those of heads that are not there: OPT's is plainly
+`dropout`, and no module of its own."""
 
 
 def check_model(model: Any, spec: str) -> None:
@@ -31,8 +35,11 @@ def check_model(model: Any, spec: str) -> None:
         ConfigError: If it has any.
     """
     found = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout) and part.p > 0]
-    config = model.config
-    found += [name for name in ("attention_dropout", "hidden_dropout", "resid_pdrop") if getattr(config, name, 0)]
+    found += [
+        name
+        for name, rate in model.config.to_dict().items()
+        if _CHANCE.search(name) and type(rate) in (int, float) and rate > 0
+    ]
     if found:
         raise ConfigError(
             f"--record-trajectory: {spec} has dropout ({found[0]}), so that no step can be had again from its "
@@ -59,7 +66,6 @@ class Recorder:
         self._writer: TrajectoryWriter | None = None
         self._pending: tuple[float, torch.Tensor] | None = None
         self._spare: int | None = None
-        self._last = 0
 
     def _parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
@@ -91,7 +97,9 @@ class Recorder:
         steps = self._phase.plan.steps
         wanted = self.header({}).stored_bytes(steps)
         self._folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self._folder).free
+        # What an earlier session left is gone on from, or goes away.
+        there = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+        free = shutil.disk_usage(self._folder).free + there
         if wanted > free:
             raise ConfigError(
                 f"--record-trajectory: {steps:,} steps take {_size(wanted)} in {self._folder}, where {_size(free)} are "
@@ -133,7 +141,8 @@ class Recorder:
             for parameter in group["params"]
         }
         header = self.header(decays)
-        self._writer, self._last = TrajectoryWriter(self._folder, header, begun), begun
+        self._writer = TrajectoryWriter(self._folder, header, begun)
+        self._spare = begun if begun and not self._writer.is_due(begun) else None
         if begun == 0:
             write_atomically(
                 self._folder / EXAMPLES,
@@ -153,9 +162,18 @@ class Recorder:
         self._pending = float(_inner(optimizer).param_groups[0]["lr"]), gradient
 
     def write(self, number: int, norm: float, optimizer: Any) -> None:
-        """Write a step, once its norm before clipping is known."""
+        """Write a step, once its norm before clipping is known.
+
+        Raises:
+            ModelError: If that is no number: then neither are the weights that the step led to.
+        """
         if self._pending is None:
             return
+        if not math.isfinite(norm):
+            phase = self._phase.name
+            raise ModelError(
+                f"{phase} step {number}: the gradient's norm is {norm}; give a lower learning rate, or a longer warm-up"
+            )
         assert self._writer is not None
         (lr, gradient), self._pending = self._pending, None
         header, plan = self._writer.header, self._phase.plan
@@ -164,7 +182,6 @@ class Recorder:
         settings = AdamWStep(number, lr, header.beta1, header.beta2, header.eps, header.max_norm, float(norm))
         weights = [count / sum(learned) for count in learned]
         self._writer.step(RecordedStep(settings, examples, weights), gradient)
-        self._last = number
         if self._writer.is_due(number):
             self.store(number, optimizer)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from raters.influence.harm import doubt_of
+from raters.influence.harm import doubt_of, weights_remark
 from raters.journal import Record
 from raters.report_markup import join, markup, table, visible
 from raters.report_page import PAGE, STYLE
@@ -92,6 +92,8 @@ def _doubts(summary: Mapping[str, Any]) -> Markup:
         notes.append(markup("<p>The proxy of the scores' error is {:.2f} of a score in the median.</p>", ratio))
     if doubt := doubt_of(summary):
         notes.append(markup('<p class="bad">{}.</p>', doubt[0].upper() + doubt[1:]))
+    if remark := weights_remark(summary):
+        notes.append(markup("<p>{}.</p>", remark[0].upper() + remark[1:]))
     return join(notes)
 
 
@@ -142,7 +144,8 @@ def _split(records: Sequence[Record]) -> Markup:
     for name, some in kinds.items():
         if some:
             cells = [f"{len(some):,}"] + [
-                f"{sum(record[part] for record in some) / len(some):+.2e}" for part in ("score", "reasoning", "verdict")
+                "-" if some[0][part] is None else f"{sum(record[part] for record in some) / len(some):+.2e}"
+                for part in ("score", "reasoning", "verdict")
             ]
             rows.append((name, [*cells, f"{sum(record['tokens'] for record in some) / len(some):,.0f}"]))
     heads = ["traces", "how many", "mean score", "of it by reasoning", "by verdict", "mean tokens"]

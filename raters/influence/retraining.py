@@ -14,7 +14,10 @@ import torch
 from raters.influence.adamw import AdamWState, advance
 from raters.influence.losses import ExampleLosses, step_gradient
 from raters.influence.trajectory import Moment, RecordedStep, Trajectory
+from raters.records import ModelError
 
+_MOST_GRADIENT_ERROR = {"float32": 0.01, "bfloat16": 0.2}
+"""Largest distance of a step's gradient from the recorded one, as a share of its norm: rounding, and no more."""
 Weights = Callable[[RecordedStep], torch.Tensor]
 """Returns (rows,) what the shares of a step's rows are multiplied by."""
 
@@ -74,3 +77,23 @@ def left_out(trajectory: Trajectory, losses: ExampleLosses, example: int, *, ren
     first = next(step.settings.number for step in trajectory.steps if example in step.examples)
     begin = max(number for number in trajectory.stored() if number < first)
     return retrain(trajectory, losses, without({example}, renormalize=renormalize), begin)
+
+
+def check_gradient(trajectory: Trajectory, losses: ExampleLosses) -> float:
+    """Return how far the last step's gradient, taken again, is from the recorded one, as a share of its norm.
+
+    Replaying shows that the optimizer is the recorded one; this shows that model, examples and loss are.
+
+    Raises:
+        ModelError: If it is farther than rounding has it.
+    """
+    (moment,) = trajectory.moments(len(trajectory), len(trajectory))
+    _, gradient = step_gradient(losses, moment.before.parameters, moment.step)
+    wanted = moment.clipped / moment.step.settings.clip_factor
+    error = float((gradient - wanted).norm() / wanted.norm().clamp(min=1e-30))
+    if not error <= _MOST_GRADIENT_ERROR[trajectory.header.about["dtype"]]:
+        raise ModelError(
+            f"{trajectory.folder}: the gradient of step {len(trajectory)}, taken again, is off by {error:.1e} of the "
+            "recorded one, so base, chat template or examples are not those of the run; put them back, or record again"
+        )
+    return error

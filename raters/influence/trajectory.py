@@ -9,11 +9,12 @@ In its folder:
 
 A step's gradient is all that AdamW needs to come from its state to the next, so the states between are replayed,
 elementwise and in order; moments are never inverted, which would lose them to rounding. For P parameters and T steps a
-run takes (T + 3 sqrt T) P numbers on disk, and a segment of it sqrt(T) times 3 P numbers in memory.
+run takes (T + 3 sqrt T) P numbers on disk, and a segment of it sqrt(T) times 4 P numbers in memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -29,7 +30,7 @@ import torch
 
 from raters.influence.adamw import AdamWState, AdamWStep, advance
 from raters.journal import Journal, Record, read_lines, to_line, write_atomically
-from raters.records import DataError, ModelError
+from raters.records import DataError, ModelError, StorageError
 
 HEADER, STEPS, GRADIENTS, STATES = "trajectory.json", "steps.jsonl", "gradients.bin", "states"
 _NUMPY: Mapping[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
@@ -127,6 +128,33 @@ class Moment:
     clipped: torch.Tensor
 
 
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], told: Mapping[str, str] | None = None) -> None:
+    """Write tensors, and texts about them, so that a reader sees the old file or the new one.
+
+    Raises:
+        StorageError: If they cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    partial = path.with_name(f"{path.name}.partial")
+    with _writing(path):
+        save_file({name: one.contiguous() for name, one in tensors.items()}, str(partial), dict(told or {}))
+        os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # what the second one says has the system's reason in it
+        raise StorageError(
+            f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}); mend that and give the same "
+            "command again"
+        ) from error
+
+
 class TrajectoryWriter:
     """Writes a run while it goes on; lines count once their gradient is there.
 
@@ -155,7 +183,7 @@ class TrajectoryWriter:
             write_atomically(folder / HEADER, text)
         self._journal = Journal(folder / STEPS)
         self._journal.recover()
-        self._gradients = open(folder / GRADIENTS, "ab")  # noqa: SIM115 - closed by close()
+        self._gradients = open(folder / GRADIENTS, "ab", buffering=0)  # noqa: SIM115 - closed by close()
 
     def _cut(self, begun: int, text: str) -> None:
         known = (self._folder / HEADER).read_text(encoding="utf-8") if (self._folder / HEADER).exists() else None
@@ -178,12 +206,8 @@ class TrajectoryWriter:
 
     def state(self, number: int, state: AdamWState) -> None:
         """Store the state after a step; 0 is before the first."""
-        from safetensors.torch import save_file
-
         path = self._folder / STATES / f"{number:08}.safetensors"
-        partial = path.with_suffix(".partial")
-        save_file({name: getattr(state, name).contiguous() for name in _MOMENTS}, str(partial))
-        os.replace(partial, path)
+        write_tensors(path, {name: getattr(state, name) for name in _MOMENTS})
 
     def is_due(self, number: int) -> bool:
         """Return True if the state after a step is stored."""
@@ -193,8 +217,10 @@ class TrajectoryWriter:
         """Store a step, which must follow the one before it."""
         assert step.settings.number == self._next
         dtype = _NUMPY[self.header.dtype]
-        self._gradients.write(clipped.detach().cpu().numpy().astype(dtype, copy=False).tobytes())
-        self._gradients.flush()
+        rest = memoryview(clipped.detach().cpu().numpy().astype(dtype, copy=False).tobytes())
+        with _writing(self._folder / GRADIENTS):
+            while rest:
+                rest = rest[self._gradients.write(rest) :]
         settings = step.settings
         record: Record = {
             "step": settings.number,
@@ -244,7 +270,8 @@ class Trajectory:
             ) from error
         size = len(self.steps) * self.header.width * _NUMPY[self.header.dtype].itemsize
         there = (folder / GRADIENTS).stat().st_size if (folder / GRADIENTS).exists() else 0
-        if not self.steps or there != size or not self._state_path(len(self.steps)).exists():
+        states = all(self._state_path(number).exists() for number in (0, len(self.steps)))
+        if not self.steps or there != size or not states:
             raise DataError(
                 f"{folder}: the recording does not come to its end ({len(self.steps)} steps, {there:,} bytes of "
                 "gradients); give the command of finetune_rater again, which goes on from where it was stopped"
@@ -291,7 +318,7 @@ class Trajectory:
         return self.stored_state(len(self))
 
     def moments(self, first: int, last: int) -> list[Moment]:
-        """Return steps `first` to `last`, both counted from 1 and included, with their states: 3 P numbers each."""
+        """Return steps `first` to `last`, both counted from 1 and included, with their states: 4 P numbers each."""
         begin = max(number for number in self.stored() if number < first)
         state, decay = self.stored_state(begin), self.header.decay()
         found = []

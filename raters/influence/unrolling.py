@@ -12,7 +12,8 @@ steps. Negative: removing it lowers the loss, so it is harmful. Positive: it hel
 Cost: one query takes about the forward and backward passes of the run twice over, and each further one about as much
 again where arithmetic dominates, much less where a model is so small that calls do. The sweep is linear in the query's
 gradient, so that any weighted sum of queries, such as a bootstrap resample of folds, has the same sum of scores, free.
-Memory: 3 Q P numbers for Q queries, 3 P sqrt(T) for a replayed segment, and a batch's second-order graph.
+Memory: 3 Q P numbers for Q queries, 4 P sqrt(T) for a replayed segment (with a horizon of K steps, 4 P K), a batch's
+second-order graph and, for removals that are taken exactly, about 60 P.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from typing import Protocol
 import torch
 
 from raters.influence.adamw import Adjoint, pull_back, removal_effects, through_clipping
-from raters.influence.losses import ExampleLosses, products, row_gradients
-from raters.influence.trajectory import Moment, RecordedStep, Trajectory
+from raters.influence.losses import ExampleLosses, products, some_row_gradients
+from raters.influence.trajectory import Moment, RecordedStep, Trajectory, write_tensors
 
 _ADJOINT = ("parameters", "first", "second")
+_ROWS = 8
+"""Rows of a step whose removal is taken exactly at once."""
 
 
 class Queries(Protocol):
@@ -171,12 +174,8 @@ class Unrolling:
     def _save(self, number: int, adjoint: Adjoint, scores: Scores) -> None:
         if self.keep is None:
             return
-        from safetensors.torch import save_file
-
-        partial = self.keep.with_name(f"{self.keep.name}.partial")
-        tensors = {name: getattr(adjoint, name).contiguous() for name in _ADJOINT} | self._named(scores)
-        save_file(tensors, str(partial), {"next": str(number)})
-        partial.replace(self.keep)
+        tensors = {name: getattr(adjoint, name) for name in _ADJOINT} | self._named(scores)
+        write_tensors(self.keep, tensors, {"next": str(number)})
 
     @staticmethod
     def _named(scores: Scores) -> dict[str, torch.Tensor]:
@@ -201,11 +200,16 @@ class Unrolling:
         scores.parts.index_add_(0, torch.tensor(moment.step.examples), mixed)
 
     def _changes(self, step: RecordedStep, dropped: torch.Tensor) -> torch.Tensor:
-        """Return (Q, rows, parts) the changes by removal, from those by dropping each row's term alone."""
+        """Return (Q, rows, parts) the changes by removal, from those by dropping each row's term alone.
+
+        An example that is all there is of a step leaves none to average over: its term is dropped.
+        """
         if not self.renormalize:
             return dropped
-        weights = _weights(step, dropped)[:, None]
-        return (dropped - weights * dropped.sum(1, keepdim=True)) / (1 - weights)
+        weights, left = _weights(step, dropped)[:, None], _left(step, dropped)[:, None]
+        alone = left == 0
+        found = (dropped - weights * dropped.sum(1, keepdim=True)) / left.masked_fill(alone, 1)
+        return torch.where(alone, dropped, found)
 
 
 @dataclass
@@ -243,18 +247,40 @@ class AdamWInfluence(Unrolling):
     ) -> None:
         if self.finite or self.error_proxy:
             step = moment.step
-            own = row_gradients(self.losses, moment.before.parameters, step)
-            others = moment.clipped / step.settings.clip_factor - own  # (rows, P)
-            if self.renormalize:
-                others /= 1 - _weights(step, own)[:, None]
-            exact = removal_effects(adjoint, moment.before, moment.after, others, decay, step.settings)
-            errors = exact - changes.sum(-1)  # (Q, rows)
+            errors = self._removals(moment, adjoint, decay) - changes.sum(-1)  # (Q, rows)
             if scores.error_proxy is not None:
                 mixed = (errors if self._mixtures is None else self._mixtures @ errors).abs()
                 scores.error_proxy.index_add_(0, torch.tensor(step.examples), mixed.T)
             if self.finite:
                 changes = changes + _shared_out(errors, changes)
         super()._enter(scores, moment, adjoint, changes, decay)
+
+    def _removals(self, moment: Moment, adjoint: Adjoint, decay: torch.Tensor) -> torch.Tensor:
+        """Return (Q, rows) what removing each row's example does by this step taken exactly.
+
+        A few rows at a time: each needs all P numbers of a step. Of an example that stands several times in the step,
+        each row gets its share of what removing all of them does.
+        """
+        step, settings, found = moment.step, moment.step.settings, []
+        whole = moment.clipped / settings.clip_factor
+        left = _left(step, whole)
+        for place, own in some_row_gradients(self.losses, moment.before.parameters, step, _ROWS):
+            counts = [step.examples.count(example) for example in step.examples[place]]
+            times, rest = torch.tensor(counts, dtype=own.dtype)[:, None], left[place, None]
+            others = (whole - times * own) / (rest if self.renormalize else 1)  # (rows, P)
+            others = torch.where(rest > 0, others, 0)  # without its only example a step has rounding left, and no more
+            effects = removal_effects(adjoint, moment.before, moment.after, others, decay, settings)
+            found.append(effects / times.T)
+        return torch.cat(found, dim=1)
+
+
+def _left(step: RecordedStep, like: torch.Tensor) -> torch.Tensor:
+    """Return (rows,) the weight in a step of all but each row's example; exactly 0 if there is no other."""
+    gone = dict.fromkeys(step.examples, 0.0)
+    for example, weight in zip(step.examples, step.weights, strict=True):
+        gone[example] += weight
+    left = [1 - gone[example] if len(gone) > 1 else 0.0 for example in step.examples]
+    return torch.tensor(left, dtype=like.dtype, device=like.device)
 
 
 def _weights(step: RecordedStep, like: torch.Tensor) -> torch.Tensor:

@@ -83,7 +83,9 @@ def examples(size: Size, count: int) -> list[Example]:
 
     rows = np.random.default_rng(0).integers(3, min(size.vocabulary, 320), (count, size.tokens)).tolist()
     half = size.tokens // 2
-    return [Example(str(place), half, ids, [-100] * half + ids[half:], half, 1) for place, ids in enumerate(rows)]
+    return [
+        Example(str(place), half, ids, [-100] * half + ids[half:], half, len(ids), 1) for place, ids in enumerate(rows)
+    ]
 
 
 def seconds_per_step(trainer: Any, skip: int) -> float:
