@@ -13,10 +13,10 @@ from pipelines.session import run_loop
 from raters.records import ConfigError, ModelError, StorageError
 
 if TYPE_CHECKING:
-    from pipelines.inference import Plan
     from raters.batch_rounds import Book, Part
     from raters.checkpoints import Checkpoint
     from raters.drawing import Source
+    from raters.inference import Plan
     from raters.ledger import Ledger
     from raters.models.batch_api import BatchEndpoint
     from raters.sampling import Sampler

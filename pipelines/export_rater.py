@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from pipelines.command import run_command
-from pipelines.options import StageOptions, parse_options, positional
+from pipelines.options import parse_options, positional
 from pipelines.screen import say
 from raters.journal import write_atomically
+from raters.options import StageOptions
 from raters.records import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 STAGE = "export_rater"
 DESCRIPTION = """\
-Take a rater to an evaluation harness: python -m pipelines.export_rater rater.yaml --to inspect --out DIR
+Take a rater to an evaluation harness.
+
+  python -m pipelines.export_rater rater.yaml --to inspect --corpus demo --out exports/inspect
 
 Writes to --out what the harness loads, with rater.yaml, certificate.json, guideline.md, and one file that builds the
 rater's messages and reads its verdicts with nothing but Python; README.md says in three lines how to run it."""
@@ -31,17 +34,18 @@ rater's messages and reads its verdicts with nothing but Python; README.md says 
 class ExportRaterOptions(StageOptions):
     """Options of export_rater."""
 
-    rater: str | None = positional("rater.yaml of a run")
+    rater: str | None = positional("rater.yaml of a run; needed")
     to: Literal["inspect", "lm-eval", "promptfoo", "deepeval", "mlflow", "openai-batch", "python"] | None = Field(
-        None, description="harness"
+        None, description="harness; needed"
     )
     corpus: str | None = Field(
         None,
-        description="corpus folder, or demo: its items and people's labels go along (needed by lm-eval, openai-batch)",
+        description="corpus folder, or demo: its items and people's labels go along (default: none; lm-eval and "
+        "openai-batch need one)",
     )
     split: Literal["train", "dev", "test", "all"] = Field("test", description="which of them")
     split_seed: int = Field(0, description="seed of the split")
-    limit: int | None = Field(None, ge=1, description="at most so many of them")
+    limit: int | None = Field(None, ge=1, description="items, at most (default: all)")
     fields: tuple[str, ...] = Field(
         (), description="text fields of an item in the order the rater sees them (default: those of --corpus)"
     )
@@ -50,7 +54,7 @@ class ExportRaterOptions(StageOptions):
     )
     name: str | None = Field(None, description="of scores, metrics and packages (default: the dimension)")
     served_model: str | None = Field(None, description="the model's name on your server (default: its own)")
-    out: str | None = Field(None, description="folder of the export")
+    out: str | None = Field(None, description="folder of the export; needed")
     new: bool = Field(False, description="start over; an export that stands in --out is kept beside it")
 
 

@@ -14,7 +14,8 @@ from pydantic import Field
 
 from pipelines import screen
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import StageOptions, parse_options
+from pipelines.options import parse_options
+from raters.options import StageOptions
 from raters.records import MOST_DRAWS, JudgeseyeError
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ DESCRIPTION = """\
 Fine-tune an open model with LoRA on the traces that a run of infer_traces kept, choose the checkpoint whose ratings of
 the dev split agree best with people's labels, and write it as a rater.
 
+  python -m pipelines.finetune_rater --traces runs/demo/infer_traces --base student --lr 0.002
+
 Writes to --out: adapter/ (with tokenizer and chat template), rater.yaml, metrics.jsonl, loss.svg, dev.svg,
 summary.json, manifest.json, and with --merge merged/; with --seeds one folder a seed. The same command again goes on
 from the last checkpoint. On several GPUs: accelerate launch -m pipelines.finetune_rater ..."""
@@ -35,8 +38,8 @@ from the last checkpoint. On several GPUs: accelerate launch -m pipelines.finetu
 class FinetuneRaterOptions(StageOptions):
     """Options of finetune_rater."""
 
-    traces: str | None = Field(None, description="folder of a finished run of infer_traces on the train split")
-    base: str | None = Field(None, description="model to train: student or hf/<path or id>")
+    traces: str | None = Field(None, description="folder of a finished run of infer_traces on the train split; needed")
+    base: str | None = Field(None, description="model to train: student or hf/<path or id>; needed")
     corpus: str | None = Field(None, description="where that run's corpus is now (default: where it was)")
     target: Literal["trace", "label", "label-after-trace", "verdict-first"] = Field(
         "trace",
@@ -52,10 +55,10 @@ class FinetuneRaterOptions(StageOptions):
         "the traces were inferred under)",
     )
     ordinal: float = Field(0.0, ge=0, description="sft: weight of the squared error of the expected label")
-    seed: int = Field(0, description="of fresh weights and the order of examples; the first of --seeds")
+    seed: int = Field(0, description="seed of fresh weights and the order of examples; the first of --seeds")
     seeds: int = Field(1, ge=1, le=100, description="how many seeds to train under")
     epochs: float = Field(3.0, gt=0, description="passes over the traces")
-    steps: int | None = Field(None, ge=1, description="optimizer steps of sft, instead of --epochs")
+    steps: int | None = Field(None, ge=1, description="optimizer steps of sft (default: as --epochs says)")
     batch: int | None = Field(None, ge=1, description="examples of a step (default: 128, or fewer if traces are few)")
     micro_batch: int = Field(8, ge=1, description="examples that a process reads at once, at most")
     lr: float = Field(5e-5, gt=0, description="learning rate of sft")
@@ -63,13 +66,13 @@ class FinetuneRaterOptions(StageOptions):
     lr_schedule: Literal["linear", "constant_with_warmup", "cosine"] = Field(
         "linear", description="learning rate after the warm-up"
     )
-    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
-    rank: int = Field(16, ge=1, description="of LoRA, on all linear layers")
-    alpha: int = Field(32, ge=1, description="of LoRA: its scale times --rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="of LoRA")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
+    rank: int = Field(16, ge=1, description="rank of LoRA, on all linear layers")
+    alpha: int = Field(32, ge=1, description="alpha of LoRA: its scale times --rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of LoRA, a share from 0 to 1")
     dpo_lr: float = Field(5e-6, gt=0, description="learning rate of dpo")
     dpo_epochs: float = Field(1.0, gt=0, description="passes over the pairs")
-    beta: float = Field(0.1, gt=0, description="of dpo: how strongly the model is kept at its reference")
+    beta: float = Field(0.1, gt=0, description="beta of dpo: how strongly the model is kept at its reference")
     pairs: int = Field(4, ge=1, description="dpo: rejected draws beside a kept trace, at most")
     eval_steps: int | None = Field(None, ge=1, description="steps between ratings of dev (default: 20, or fewer)")
     patience: int | None = Field(None, ge=1, description="steps without a better one that end it (default: 100)")
@@ -81,8 +84,8 @@ class FinetuneRaterOptions(StageOptions):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the base; auto: bfloat16 on a GPU")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
     load_4bit: bool = Field(False, description="base in 4 bits (QLoRA); needs bitsandbytes and a GPU")
-    adapter: str | None = Field(None, description="adapter to begin with, instead of a fresh one")
-    chat_template: str | None = Field(None, description="file of a chat template, instead of the base's own")
+    adapter: str | None = Field(None, description="adapter to begin with (default: a fresh one)")
+    chat_template: str | None = Field(None, description="file of a chat template (default: the base's own)")
     merge: bool = Field(False, description="also write merged/, a whole model")
     keep_checkpoints: bool = Field(False, description="keep every checkpoint, not the last and the best alone")
     record_trajectory: bool = Field(

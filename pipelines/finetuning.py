@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines import screen
 from raters.records import ConfigError
+from raters.trace_text import printable
 
 if TYPE_CHECKING:
     from pipelines.finetune_rater import FinetuneRaterOptions
@@ -69,7 +69,7 @@ class Plan:
         return {
             "corpus": run.corpus.name,
             "dimension": run.dimension.name,
-            "traces": sha256_of(run.kept.read_text(encoding="utf-8")),
+            "traces": run.learned_sha256,
             "guideline": self.question.dimension.guideline_sha256,
             "prompt": self.question.prompt.sha256,
             "dev_items": ids_sha256([run.corpus.item_ids[item] for item in self.dev.items]),
@@ -363,7 +363,7 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     from raters.score_text import FIGURE_NAMES
 
     what = f"{summary['corpus']}, {summary['dimension']} ({summary['scale']}): {summary['base']}"
-    yield screen.printable(f"{what}, {summary['method']} of {summary['target']}")
+    yield printable(f"{what}, {summary['method']} of {summary['target']}")
     left_out = f"; {summary['too_long']:,} left out as too long" if summary["too_long"] else ""
     pairs = f", {summary['pairs']:,} pairs" if "pairs" in summary else ""
     yield f"  {summary['examples']:,} of {summary['traces']:,} traces{left_out}{pairs}"

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipelines.command import run_command
-from pipelines.options import StageOptions, parse_options, positional
+from pipelines.options import parse_options, positional
 from pipelines.screen import say
+from raters.options import StageOptions
 from raters.records import ConfigError
 
 STAGE = "import_corpus"
@@ -32,8 +33,9 @@ summary.json, manifest.json."""
 class ImportCorpusOptions(StageOptions):
     """Options of import_corpus."""
 
-    source: str | None = positional("file, folder, or id of a data set")
-    out: str | None = Field(None, description="folder of the new corpus")
+    source: str | None = positional("file, folder, or id of a data set; needed")
+    out: str | None = Field(None, description="folder of the new corpus; needed, or --dry-run")
+    new: bool = Field(False, description="another corpus that stands in --out is kept beside it")
     dry_run: bool = Field(False, description="say what was understood, and write nothing")
     format: Literal["auto", "table", "label-studio", "argilla", "potato", "prodigy", "doccano", "hanna", "summeval",
                     "aes2", "wmt20-sqm", "helpsteer2"] = Field(
@@ -41,11 +43,14 @@ class ImportCorpusOptions(StageOptions):
     )  # fmt: skip
     name: str | None = Field(None, description="of the corpus (default: that of --out, or of the source)")
     item: str | None = Field(
-        None, description="column of the item's id; - for none, so that the same texts are one item"
+        None,
+        description="column of the item's id; - for none, so that the same texts are one item (default: by its name)",
     )
-    text: tuple[str, ...] = Field((), description="columns or fields that a rater sees")
-    annotator: str | None = Field(None, description="column of who labelled")
-    label: tuple[str, ...] = Field((), description="column of the label, or several, a dimension each")
+    text: tuple[str, ...] = Field((), description="columns or fields that a rater sees (default: by their names)")
+    annotator: str | None = Field(None, description="column of who labelled (default: by its name)")
+    label: tuple[str, ...] = Field(
+        (), description="column of the label, or several, a dimension each (default: by its name)"
+    )
     annotators: tuple[str, ...] = Field((), description="in wide form: a column of labels for each annotator")
     dimension_column: str | None = Field(None, description="column that says which dimension the label is of")
     rationale: str | None = Field(None, description="column of people's own reasons, which no rater ever sees")
@@ -76,8 +81,8 @@ class ImportCorpusOptions(StageOptions):
     quotes: bool = Field(True, description="cells of CSV and TSV may stand in quotes")
     subset: str | None = Field(None, description="configuration of a data set of Hugging Face")
     split: str | None = Field(None, description="part of a data set of Hugging Face (default: all)")
-    max_megabytes: int = Field(4096, ge=1, description="most that a file may unpack to")
-    max_line_megabytes: int = Field(64, ge=1, description="most that a line may be")
+    max_megabytes: int = Field(4096, ge=1, description="megabytes that a file may unpack to, at most")
+    max_line_megabytes: int = Field(64, ge=1, description="megabytes of a line, at most")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -114,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
             for name, record in (("summary.json", summary), ("manifest.json", manifest)):
                 text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
                 write_atomically(folder / name, text)
-            moved = move_into_place(folder, out)
+            moved = move_into_place(folder, out, new=options.new)
     print("\n".join(summary_lines(summary)))
     if options.dry_run:
         print("Nothing was written (--dry-run).")

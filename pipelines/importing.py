@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.screen import percent, printable, say
+from pipelines.screen import say
 from raters.importers.source_items import in_short
 from raters.records import ConfigError, DataError
 from raters.scales import IntervalScale
+from raters.trace_text import percent, printable
 
 if TYPE_CHECKING:
     from raters.corpora import Corpus

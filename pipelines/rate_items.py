@@ -15,16 +15,10 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import (
-    BATCH_SIZE,
-    BatchSizeOption,
-    BudgetOptions,
-    EngineOptions,
-    WorkerOptions,
-    parse_options,
-)
+from pipelines.options import parse_options
 from pipelines.session import draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
+from raters.options import BATCH_SIZE, BatchSizeOption, BudgetOptions, EngineOptions, WorkerOptions
 from raters.records import MOST_DRAWS, BudgetError, ConfigError, DataError, JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
@@ -43,6 +37,9 @@ STAGE = "rate_items"
 DESCRIPTION = """\
 Rate the items of a split with a rater, each --draws times.
 
+  python -m pipelines.rate_items --model embedded --corpus demo --split test --draws 8
+  python -m pipelines.rate_items --rater runs/demo/finetune_rater/rater.yaml --corpus demo
+
 Writes to --out: ratings.jsonl (every draw), verdicts.jsonl (what the draws of an item say together), rater.yaml,
 split.json, manifest.json. The same command again continues where it stopped."""
 
@@ -51,24 +48,34 @@ class RateItemsOptions(BudgetOptions, EngineOptions, WorkerOptions):
     """Options of rate_items."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
-    rater: str | None = Field(None, description="rater.yaml to apply")
-    model: str | None = Field(None, description="instead of --rater: this model with the corpus's own guideline")
-    dimension: str | None = Field(None, description="which question of the corpus, with --model")
+    rater: str | None = Field(None, description="rater.yaml to apply; this or --model is needed")
+    model: str | None = Field(
+        None, description="instead of --rater: this model with the corpus's own guideline (default: none)"
+    )
+    dimension: str | None = Field(
+        None, description="which question of the corpus, with --model (default: the only one)"
+    )
     split: Literal["train", "dev", "test", "all"] = Field("test", description="which part of the corpus to rate")
     split_seed: int = Field(0, description="seed of the 70/15/15 split by group")
-    limit: int | None = Field(None, ge=1, description="most items; a larger limit later goes on with more")
+    limit: int | None = Field(
+        None, ge=1, description="most items; a larger limit later goes on with more (default: all)"
+    )
     draws: int | None = Field(None, ge=1, le=MOST_DRAWS, description="draws for an item (default: the rater's, or 1)")
     aggregate: Literal["mean", "median", "majority"] | None = Field(
         None, description="how draws become one verdict (default: mean, or majority on scales without order)"
     )
-    prompt: str | None = Field(None, description="with --model: prompt of prompts/ or a .md file")
+    prompt: str | None = Field(
+        None, description="with --model: prompt of prompts/ or a .md file (default: the model's own)"
+    )
     reasoning: bool = Field(
         True,
         description="with --model: let it think first; --no-reasoning asks for the verdict alone and, where the model "
         "tells the labels' probabilities, rates by the expected value over them",
     )
     temperature: float | None = Field(None, ge=0, description="sampling temperature (default: the rater's, or 1)")
-    top_p: float | None = Field(None, gt=0, le=1, description="nucleus to sample from (default: the rater's, or 1)")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="nucleus to sample from, from 0 to 1 (default: the rater's, or 1)"
+    )
     max_tokens: int | None = Field(None, ge=1, description="most tokens of a draw (default: the rater's, or 4096)")
     seed: int | None = Field(None, description="seed of all draws (default: the rater's, or 0)")
     adapter: str | None = Field(
@@ -273,9 +280,10 @@ def _check_corpus(spec: RaterSpec, corpus: Corpus, path: str) -> None:
 def _run(plan: _Plan, folder: RunFolder, workers: int | None) -> RatingSheet | None:
     """Make the draws that are missing and write the results; return the sheet, None if the user stopped it."""
     from pipelines.screen import say
-    from pipelines.workers import draw_in_shards, open_rate_items
+    from pipelines.workers import Tally, draw_in_shards, open_rate_items
     from raters.checkpoints import Checkpoint
     from raters.journal import Journal
+    from raters.ledger import UNDRAWN
     from raters.models import IN_PROCESS, check_spec
     from raters.rating_runs import RatingSheet
     from raters.shards import clear_up, unfinished
@@ -312,6 +320,11 @@ def _run(plan: _Plan, folder: RunFolder, workers: int | None) -> RatingSheet | N
                 lambda shard: sheet.part(shard.rows(len(sheet.items))),
                 drawn=sheet.draws,
                 gpu=check_spec(plan.spec.model)[0] in IN_PROCESS,
+                tally=Tally(
+                    missing=int((sheet.numbers == UNDRAWN).sum()),
+                    exact=True,
+                    cost=lambda read, written: None if plan.price is None else plan.price.usd(read, written),
+                ),
             )
             if not done:
                 folder.write_manifest(manifest("stopped"))
@@ -403,8 +416,8 @@ async def draw(plan: _Plan, sheet: RatingSheet, checkpoint: Checkpoint, *, alone
 
 def _summary_lines(plan: _Plan, sheet: RatingSheet) -> list[str]:
     """Return what was rated, for a reader."""
-    from pipelines.screen import percent, printable, row
     from raters.scales import listed_labels
+    from raters.trace_text import percent, printable, row
 
     verdicts = [record["verdict"] for record in sheet.verdicts()]
     counts: dict[Any, int] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import re
@@ -15,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import Field
 
 from pipelines.command import INTERRUPTED, run_command
-from pipelines.options import BudgetOptions
+from pipelines.options import parse_options, positional
 from pipelines.screen import say
 from raters.journal import write_atomically
+from raters.options import BudgetOptions, StageOptions
 from raters.records import ConfigError, JudgeseyeError, shown
 from raters.yaml_files import read_yaml
 
@@ -42,17 +43,27 @@ earlier step, ${recipe} for the recipe's own folder.
       traces:  {stage: infer_traces, corpus: demo, k: 16}
       refined: {stage: refine_guideline, traces: "${traces}"}
 
+  python -m pipelines.run_recipe data/demo/recipe.yaml --list
+
 Writes to --out: a folder for each step, and <step>.yaml with its options. The same command again passes over steps
 whose options and inputs are unchanged, and goes on with a step that was stopped."""
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
-_NOT_OUTPUTS = frozenset({".lock", "manifest.json", "recipe.json"})
+_NOT_OUTPUTS = frozenset({".lock", ".reviews.lock", "manifest.json", "recipe.json"})
 _BOUNDS = frozenset({"concurrency", "batch_size", "ahead", "give_up", *BudgetOptions.model_fields})
 _BOUNDS_OF_REFINING = frozenset(
     {"max_requests", "max_tokens", "max_cost", "rounds", "patience", "max_proposals", "test"}
 )
 """Options under another value of which a stage goes on in the folder of its run."""
+
+
+class RunRecipeOptions(StageOptions):
+    """Options of run_recipe."""
+
+    recipe: str | None = positional("YAML file of steps; needed")
+    out: str | None = Field(None, description="folder of all steps (default: runs/<name of the recipe>)")
+    list: bool = Field(False, description="say what would be run, and run nothing")
 
 
 class StepFailedError(JudgeseyeError):
@@ -83,21 +94,15 @@ class Step:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the stage and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m pipelines.{STAGE}",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("recipe", type=Path, help="YAML file")
-    parser.add_argument("--out", type=Path, help="folder of all steps (default: runs/<name of the recipe>)")
-    parser.add_argument("--list", action="store_true", help="say what would be run, and run nothing")
-    options = parser.parse_args(arguments)
-    name, steps = read_recipe(options.recipe)
-    out: Path = options.out or Path("runs") / name
+    options = parse_options(RunRecipeOptions, STAGE, DESCRIPTION, arguments)
+    if options.recipe is None:
+        raise ConfigError("RECIPE: missing; give a YAML file such as data/demo/recipe.yaml, or see --help")
+    recipe = Path(options.recipe)
+    name, steps = read_recipe(recipe)
+    out = Path(options.out) if options.out else Path("runs") / name
     began = time.monotonic()
     for place, step in enumerate(steps, start=1):
-        given = _filled(step.options, {"recipe": options.recipe.parent, **{one.name: out / one.name for one in steps}})
+        given = _filled(step.options, {"recipe": recipe.parent, **{one.name: out / one.name for one in steps}})
         state = _state(step, given, out)
         folder = out / step.name
         head = f"[{place}/{len(steps)}] {step.name} ({step.stage})"
@@ -180,7 +185,10 @@ def _state(step: Step, given: Mapping[str, Any], out: Path) -> dict[str, Any] | 
         inputs[f"${{{need}}}"] = _outputs_sha256(out / need)
     for key, value in given.items():
         for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, str) and not each.startswith(str(out)) and (path := _place(key, each)) is not None:
+            if not isinstance(each, str):
+                continue
+            name = each.partition("=")[2] or each  # such as a dimension's guideline, tone=told.md
+            if not name.startswith(str(out)) and (path := _place(key, name)) is not None:
                 inputs[f"{key} {each}"] = _outputs_sha256(path) if path.is_dir() else _file_sha256(path)
     # Of another version a step runs again, but goes on with what it has paid for, if the stage itself allows it.
     version = versions().get("judgeseye")

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from pipelines.command import run_command
-from pipelines.options import StageOptions, parse_options
+from pipelines.options import parse_options
 from pipelines.screen import say
 from raters.journal import write_atomically
+from raters.options import StageOptions
 from raters.records import ConfigError, DataError, shown
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ DESCRIPTION = """\
 Score raters against people on one dimension: agreement with intervals, the human ceiling, how raters agree with each
 other, and paired differences between them.
 
+  python -m pipelines.score_agreement --corpus demo --ratings runs/demo/rate_items/ratings.jsonl
+
 Writes to --out: scores.json, certificate.json (or why there is none), certified/<rater>.yaml, report.html,
 manifest.json."""
 
@@ -40,7 +43,7 @@ class ScoreAgreementOptions(StageOptions):
     """Options of score_agreement."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
-    ratings: tuple[str, ...] = Field((), description="ratings.jsonl of rate_items, one or more")
+    ratings: tuple[str, ...] = Field((), description="ratings.jsonl of rate_items, one or more; needed")
     dimension: str | None = Field(None, description="which question of the corpus (default: the one that was rated)")
     labels: Literal["median", "majority", "mean", "paper"] | None = Field(
         None, description="how several people's labels become one (default: by scale, as in infer_traces)"
@@ -49,12 +52,14 @@ class ScoreAgreementOptions(StageOptions):
         None, description="how draws become one verdict (default: as each rater.yaml says)"
     )
     split_seed: int = Field(0, description="seed of the split whose train part the floor is fitted on")
-    traces: str | None = Field(None, description="folder of infer_traces, for its utilisation curve in the report")
+    traces: str | None = Field(
+        None, description="folder of infer_traces, for its utilisation curve in the report (default: none)"
+    )
     partial: bool = Field(False, description="score ratings of a run that is not complete")
-    resamples: int = Field(2000, ge=200, le=100_000, description="of the bootstrap")
-    seed: int = Field(0, description="of the bootstrap")
+    resamples: int = Field(2000, ge=200, le=100_000, description="resamples of the bootstrap")
+    seed: int = Field(0, description="seed of the bootstrap")
     epsilon: float = Field(
-        0.15, ge=0, le=1, description="advantage that the alternative annotator test grants to people"
+        0.15, ge=0, le=1, description="advantage, from 0 to 1, that the alternative annotator test grants to people"
     )
     out: str | None = Field(
         None, description="folder of this run (default: runs/<corpus>[-<dimension>]/score_agreement)"

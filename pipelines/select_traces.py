@@ -10,14 +10,17 @@ from typing import Literal
 from pydantic import Field
 
 from pipelines.command import run_command
-from pipelines.options import StageOptions, parse_options
+from pipelines.options import parse_options
 from pipelines.screen import ProgressBar, say
+from raters.options import StageOptions
 from raters.records import ConfigError
 
 STAGE = "select_traces"
 DESCRIPTION = """\
 Say what each trace of a run of finetune_rater --record-trajectory did to agreement on the dev split, by unrolling the
 run's AdamW steps backwards, and keep the traces that did not harm. finetune_rater --traces takes the folder.
+
+  python -m pipelines.select_traces --run runs/demo/finetune_rater --out runs/demo/select_traces
 
 Writes to --out: influence.jsonl (every trace: score, interval, split, error proxy), traces.jsonl (without the harmful
 ones), report.html (the most helpful and most harmful to read), summary.json, manifest.json; with --online also
@@ -27,7 +30,7 @@ adapter/ and rater.yaml. Scores are predicted changes of the dev loss if a trace
 class SelectTracesOptions(StageOptions):
     """Options of select_traces."""
 
-    run: str | None = Field(None, description="folder of a finished run of finetune_rater --record-trajectory")
+    run: str | None = Field(None, description="folder of a finished run of finetune_rater --record-trajectory; needed")
     corpus: str | None = Field(None, description="where that run's corpus is now (default: where it was)")
     traces: str | None = Field(None, description="where that run's traces are now (default: where they were)")
     split: Literal["dev"] = Field("dev", description="whose labels decide; the test split stays unseen")
@@ -48,15 +51,16 @@ class SelectTracesOptions(StageOptions):
     horizon: int | None = Field(
         None, ge=1, description="look only so many steps ahead of each step (default: to the end of the run)"
     )
-    folds: int = Field(5, ge=1, le=50, description="of the dev split, over which a sign has to be stable")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the interval over folds")
+    folds: int = Field(5, ge=1, le=50, description="folds of the dev split, over which a sign has to be stable")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="confidence, from 0 to 1, of the interval over folds")
     renormalize: bool = Field(True, description="a step without a trace averages over those left")
     error_proxy: bool = Field(True, description="take each removal's own step exactly, and call nothing harmful whose "
                               "score is smaller than the proxy of its error; about twice as long")  # fmt: skip
     online: int | None = Field(
         None,
         ge=1,
-        description="train again instead, leaving out at every step what this many steps ahead shows to harm",
+        description="train again instead, leaving out at every step what this many steps ahead shows to harm "
+        "(default: no)",
     )
     micro_batch: int = Field(8, ge=1, description="examples read at once")
     show: int = Field(3, ge=0, description="most harmful traces to print")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.screen import printable
 from raters.records import DataError
+from raters.trace_text import printable
 
 if TYPE_CHECKING:
     from pipelines.select_traces import SelectTracesOptions
@@ -69,7 +69,7 @@ class Recorded:
             "run": sha256_of((trajectory.folder / "steps.jsonl").read_text(encoding="utf-8")),
             "corpus": self.run.corpus.name,
             "dimension": self.run.dimension.name,
-            "traces": sha256_of(self.run.kept.read_text(encoding="utf-8")),
+            "traces": self.run.learned_sha256,
             "guideline": self.spec.dimension.guideline_sha256,
             **{name: getattr(self.options, name) for name in decisive.split()},
         }
@@ -125,9 +125,9 @@ def read_recorded(options: SelectTracesOptions) -> Recorded:
     """
     from raters.influence.dev_queries import dev_queries, read_dev_draws
     from raters.influence.tuned_runs import TunedRun
-    from raters.journal import read_lines
     from raters.model_selection import DevSplit
     from raters.rater_files import read_rater
+    from raters.reviews import learned_from
     from raters.runs import stage_folder
     from raters.trace_runs import TraceRun
     from raters.training_data import Encoder, example_id
@@ -146,7 +146,7 @@ def read_recorded(options: SelectTracesOptions) -> Recorded:
     tuned = TunedRun.open(folder, adapter, template, rows_at_once=options.micro_batch, last=step)
     run = TraceRun.read(Path(options.traces or asked["traces"]), options.corpus or asked["corpus"])
     spec = read_rater(where / "rater.yaml")
-    by_id = {example_id(record): record for _, _, record in read_lines(run.kept)}
+    by_id = {example_id(record): record for record in learned_from(run)}
     lost = [example for example in tuned.example_ids if example not in by_id]
     if lost:
         raise DataError(
@@ -262,14 +262,15 @@ def forget_sweep(out: Path) -> None:
 def write_results(recorded: Recorded, found: Found) -> tuple[dict[str, Any], list[str]]:
     """Write what was found; return the summary and its lines for a reader."""
     from raters.influence.report import influence_report_html
-    from raters.journal import read_lines, to_line, write_atomically
+    from raters.journal import to_line, write_atomically
+    from raters.reviews import learned_from
 
     records = list(influence_records(recorded, found))
     dropped = {record["example_id"] for record in records if record["dropped"]}
     write_atomically(recorded.out / "influence.jsonl", map(to_line, records))
     from raters.training_data import example_id
 
-    kept = (to_line(trace) for _, _, trace in read_lines(recorded.run.kept) if example_id(trace) not in dropped)
+    kept = (to_line(trace) for trace in learned_from(recorded.run) if example_id(trace) not in dropped)
     write_atomically(recorded.out / "traces.jsonl", kept)
     influence, options = found.influence, recorded.options
     summary = {

@@ -3,21 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from pipelines.session import how_to_go_on, run_loop
+from raters.pace import time_left
 from raters.records import ConfigError, JudgeseyeError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipelines.options import WorkerOptions
+    from raters.options import WorkerOptions
     from raters.shards import Open, Shard, Shards
 
 _REFRESH_SECONDS = 10.0
+
+
+@dataclass
+class Tally:
+    """What workers have come to so far, told from the lines of their journals.
+
+    Attributes:
+        missing: Draws that the run lacks when they begin, at the most.
+        exact: True if all of those will be made, whatever they say.
+        cost: From tokens read and written to USD; None if unknown.
+        labels: How many labels there are to match; None if none are.
+        matched: How many of them a draw has matched.
+    """
+
+    missing: int
+    exact: bool
+    cost: Callable[[int, int], float | None]
+    labels: int | None = None
+    matched: int = 0
+    draws: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    _accepted: set[tuple[str, str | None]] = field(default_factory=set)
+    _last: tuple[Any, ...] = ()
+
+    def count(self, record: Mapping[str, Any]) -> None:
+        """Count a line; those of one draw that is held against several labels stand together, and are one."""
+        draw = (record["item_id"], record.get("chance"), record["draw"])
+        if draw != self._last:
+            self._last = draw
+            self.draws += 1
+            self.prompt_tokens += record["prompt_tokens"] or 0
+            self.completion_tokens += record["completion_tokens"] or 0
+        if record.get("accepted") is True:
+            self._accepted.add((record["item_id"], record["annotator_id"]))
+
+    def line(self, seconds: float) -> str:
+        """Return how far they are, after some seconds."""
+        parts = [f"{self.draws:,} draws", f"{self.draws / max(seconds, 1e-9):,.0f} draws/s"]
+        if self.labels:
+            parts.append(f"accepted {100 * (self.matched + len(self._accepted)) / self.labels:.1f} % of labels")
+        usd = self.cost(self.prompt_tokens, self.completion_tokens)
+        parts.append(f"{self.prompt_tokens + self.completion_tokens:,} tokens")
+        parts.append("cost unknown" if usd is None else f"${usd:,.2f}")
+        left = time_left(self.draws, self.missing, seconds)
+        parts.append(left if self.exact else left.replace("about", "at most about"))
+        return ", ".join(filter(None, parts))
 
 
 def check_workers(options: WorkerOptions, run: Path | None, models: Collection[str]) -> int | None:
@@ -63,6 +111,7 @@ def draw_in_shards(
     *,
     drawn: int,
     gpu: bool,
+    tally: Tally,
 ) -> bool:
     """Have workers make the draws that a run misses, and merge their journals into the run's own.
 
@@ -74,6 +123,7 @@ def draw_in_shards(
         known: Returns what is known of a shard from the run's own journal.
         drawn: Draws in the run's own journal.
         gpu: True if each worker needs a GPU where there are any.
+        tally: Counts what they draw.
 
     Returns:
         False if the user stopped it; the journals are merged only if all are done.
@@ -91,7 +141,7 @@ def draw_in_shards(
     if options.engine == "ray":
         outcomes = on_ray(open_, arguments, shards, options.ray_address, gpu=gpu)
     else:
-        outcomes = in_processes(open_, arguments, shards, _progress(shards, drawn))
+        outcomes = in_processes(open_, arguments, shards, _progress(shards, tally))
     try:
         done = conclude(outcomes)
     except JudgeseyeError:
@@ -104,29 +154,34 @@ def draw_in_shards(
     return done
 
 
-def _progress(shards: Shards, drawn: int) -> Callable[[], None]:
+def _progress(shards: Shards, tally: Tally) -> Callable[[], None]:
     """Return what shows now and then how far all workers are."""
     import time
 
     from pipelines.screen import say
 
-    began, before = time.monotonic(), shards.draws()
+    for _ in shards.new_records():
+        pass  # what a session before has left, and no pace of this one
+    began = time.monotonic()
     due = began + _REFRESH_SECONDS
 
     def show() -> None:
         nonlocal due
         if (now := time.monotonic()) >= due:
-            due, made = now + _REFRESH_SECONDS, shards.draws()
-            say(f"  {drawn + made:,} draws, {(made - before) / (now - began):,.0f} draws/s")
+            due = now + _REFRESH_SECONDS
+            for record in shards.new_records():
+                tally.count(record)
+            say(f"  {tally.line(now - began)}")
 
     return show
 
 
 def open_infer_traces(options: Mapping[str, Any]) -> Callable[[Shard], bool]:
     """Return what draws a shard of infer_traces, with the inputs of the run read once."""
-    from pipelines.infer_traces import InferTracesOptions, draw
-    from pipelines.inference import read_inputs
+    from pipelines.infer_traces import draw
     from raters.checkpoints import Checkpoint
+    from raters.inference import read_inputs
+    from raters.inference_options import InferTracesOptions
     from raters.journal import Journal
 
     whole = read_inputs(InferTracesOptions.model_validate(options))

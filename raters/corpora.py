@@ -111,13 +111,18 @@ def find_corpus(name: str) -> Path:
     return folder
 
 
-def load_corpus(folder: Path) -> Corpus:
+def load_corpus(folder: str | Path) -> Corpus:
     """Read and check every line of a corpus.
+
+    Args:
+        folder: Where it is; as text also `demo`, for the simulated one that ships with the project.
 
     Raises:
         DataError: On the first thing that is not as the format says: which file and line, what value, and
             what to do.
     """
+    if isinstance(folder, str):
+        folder = find_corpus(folder)
     settings, settings_sha256 = read_corpus_yaml(folder)
     where = f"corpus {settings.name}"
     dimensions = {

@@ -6,8 +6,6 @@ regression of people's labels on the rule reader's observations, fitted on other
 
 from __future__ import annotations
 
-import asyncio
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +22,7 @@ from raters.rater_draws import RaterDraws
 from raters.rater_files import RaterSpec, default_aggregate
 from raters.rating_runs import ask_once
 from raters.scales import IntervalScale, NominalScale, PairwiseScale
+from raters.waiting import waited_for
 
 RULE_READER_DRAWS = 8
 PENALTY = 1.0
@@ -49,7 +48,7 @@ def floors(
         return []
     observations = fit_to_corpus(corpus, dimension.scale, training)
     return [
-        asyncio.run(_rule_reader(corpus, dimension, observations, items)),
+        waited_for(_rule_reader(corpus, dimension, observations, items)),
         _ridge(corpus, dimension, observations, items, labels.items, labels.numbers),
     ]
 

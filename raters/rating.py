@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 
+from raters.corpora import Corpus
 from raters.drawing import DrawPool, Source
 from raters.gold import nearest_label
 from raters.label_probabilities import (
@@ -26,6 +28,7 @@ from raters.rater_files import RaterSpec, read_rater
 from raters.rating_runs import Draw, ask_once
 from raters.records import ConfigError, DataError, Item, Label, ModelError, is_utf8, shown
 from raters.scales import PairwiseScale, listed_labels
+from raters.splits import SplitName, split_corpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Rating:
         verdicts: What each draw said, None where unreadable.
         reasoning: The thinking of each draw.
         label_probabilities: Mean over draws of each label's probability; None if not every readable draw has them.
+        swapped: Of a pair, True for each draw that was shown its texts in exchanged order.
     """
 
     verdict: Label | None
@@ -46,6 +50,7 @@ class Rating:
     verdicts: tuple[Label | None, ...]
     reasoning: tuple[str, ...]
     label_probabilities: Mapping[Label, float] | None = field(default=None, hash=False)
+    swapped: tuple[bool, ...] = ()
 
 
 class Rater:
@@ -79,17 +84,73 @@ class Rater:
             DataError: If an input is not text, or lacks a field that the rater reads.
             ModelError: If the model fails, or the rater is closed.
         """
+        return _result(self._begun(self._items(many_inputs), draws))
+
+    async def rate_async(self, inputs: Mapping[str, str]) -> Rating:
+        """Return what `rate` returns, awaited."""
+        return (await self.rate_many_async([inputs]))[0]
+
+    async def rate_many_async(
+        self, many_inputs: Iterable[Mapping[str, str]], *, draws: int | None = None
+    ) -> list[Rating]:
+        """Return what `rate_many` returns, awaited; cancelling it ends after the requests in flight."""
+        return await asyncio.wrap_future(self._begun(self._items(many_inputs), draws))
+
+    def rate_corpus(
+        self,
+        corpus: Corpus,
+        split: SplitName | Literal["all"] = "test",
+        *,
+        split_seed: int = 0,
+        draws: int | None = None,
+    ) -> dict[str, Rating]:
+        """Return the ratings of a part of a corpus by item id, draw for draw those of `rate_items`.
+
+        Args:
+            corpus: Its items have the fields that the rater reads.
+            split: Which part.
+            split_seed: Seed of the split.
+            draws: Draws for an item, if not as many as the rater has by default.
+
+        Raises:
+            ConfigError: If `draws` is below 1, or the corpus has too few groups for a split.
+            DataError: If an item lacks a field that the rater reads.
+            ModelError: If the model fails, or the rater is closed.
+        """
+        items = self._items_of(corpus, split, split_seed)
+        ratings = _result(self._begun(items, draws))
+        return {item.item_id: rating for item, rating in zip(items, ratings, strict=True)}
+
+    async def rate_corpus_async(
+        self,
+        corpus: Corpus,
+        split: SplitName | Literal["all"] = "test",
+        *,
+        split_seed: int = 0,
+        draws: int | None = None,
+    ) -> dict[str, Rating]:
+        """Return what `rate_corpus` returns, awaited."""
+        items = self._items_of(corpus, split, split_seed)
+        ratings = await asyncio.wrap_future(self._begun(items, draws))
+        return {item.item_id: rating for item, rating in zip(items, ratings, strict=True)}
+
+    def _items(self, many_inputs: Iterable[Mapping[str, str]]) -> list[Item]:
+        return [_checked(inputs, place, self.spec) for place, inputs in enumerate(many_inputs)]
+
+    def _items_of(self, corpus: Corpus, split: SplitName | Literal["all"], split_seed: int) -> list[Item]:
+        chosen = range(len(corpus.item_ids)) if split == "all" else split_corpus(corpus, split_seed).indices(split)
+        items = [corpus.item(int(place)) for place in chosen]
+        for item in items:
+            check_fields(item.inputs, self.spec, f"corpus {corpus.name}: item {item.item_id}")
+        return items
+
+    def _begun(self, items: Sequence[Item], draws: int | None) -> Future[list[Rating]]:
+        """Begin to rate items on the rater's own thread."""
         if draws is not None and draws < 1:
             raise ConfigError(f"draws {draws}: must be at least 1")
         if not self._thread.is_alive():
             raise ModelError("the rater is closed; load it again")
-        items = [_checked(inputs, place, self.spec) for place, inputs in enumerate(many_inputs)]
-        work = asyncio.run_coroutine_threadsafe(self._rate(items, draws or self.spec.draws), self._loop)
-        try:
-            return work.result()
-        except BaseException:
-            work.cancel()  # or an interrupted call would go on asking, and paying, in the background
-            raise
+        return asyncio.run_coroutine_threadsafe(self._rate(items, draws or self.spec.draws), self._loop)
 
     def close(self) -> None:
         """Give back the model's connections and memory."""
@@ -105,6 +166,12 @@ class Rater:
     def __exit__(self, *details: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *details: object) -> None:
+        await asyncio.to_thread(self.close)
+
     async def _rate(self, items: Sequence[Item], draws: int) -> list[Rating]:
         pool = DrawPool(self.spec.asked_settings, self._concurrency, set())
         source = Source(self._model, self.spec.question)
@@ -115,6 +182,14 @@ class Rater:
 
         await pool.work(partial(draw, place, number) for place in range(len(items)) for number in range(draws))
         return [_joined([made[place, number] for number in range(draws)], self.spec) for place in range(len(items))]
+
+
+def _result(work: Future[list[Rating]]) -> list[Rating]:
+    try:
+        return work.result()
+    except BaseException:
+        work.cancel()  # or an interrupted call would go on asking, and paying, in the background
+        raise
 
 
 def load_rater(
@@ -181,4 +256,5 @@ def _joined(draws: Sequence[Draw], spec: RaterSpec) -> Rating:
         verdicts=tuple(draw.verdict for draw in draws),
         reasoning=tuple(draw.trace for draw in draws),
         label_probabilities=None if together is None else dict(zip(labels, together.tolist(), strict=True)),
+        swapped=tuple(draw.swapped for draw in draws) if isinstance(scale, PairwiseScale) else (),
     )

@@ -68,10 +68,7 @@ class RunFolder:
     def create(self, manifest: Mapping[str, Any]) -> None:
         """Make the folder, with the manifest of a run that has begun; an earlier run is moved aside."""
         if self._set_aside:
-            number = 1
-            while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
-                number += 1
-            self.path.rename(aside)
+            set_aside(self.path)
             self.release()
             self._set_aside = False
         self.path.mkdir(parents=True, exist_ok=True)
@@ -132,6 +129,14 @@ class RunFolder:
                 f"--out {self.path}: belongs to another run ({'; '.join(differences)}); "
                 "give another --out, or --new to start over (the old run is kept beside it)"
             )
+
+
+def set_aside(folder: Path) -> None:
+    """Give a folder a name beside its own that nothing has yet."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+        number += 1
+    folder.rename(aside)
 
 
 def _locked(path: Path, what: str) -> int:

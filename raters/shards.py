@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import raters.records as records
-from raters.journal import replacing, write_atomically
+from raters.journal import Record, parse_line, replacing, write_atomically
 from raters.records import ConfigError, JudgeseyeError, ModelError, StorageError
 from raters.runs import hold
 
@@ -99,6 +99,7 @@ class Shards:
         self.all = [Shard(self.folder, place, count) for place in range(count)]
         self._base = journal.stat().st_size if journal.exists() else 0
         self._counted = [(0, 0)] * count
+        self._seen = [0] * count
         if (about := _about(self.folder)) is not None:
             if about["shards"] != count:
                 raise ConfigError(
@@ -133,6 +134,19 @@ class Shards:
                         size, lines = size + len(block), lines + block.count(b"\n")
                 self._counted[shard.place] = (size, lines)
         return sum(lines for _, lines in self._counted)
+
+    def new_records(self) -> Iterator[Record]:
+        """Yield the records that the journals of all shards have got since the last time; half a line waits."""
+        for place, shard in enumerate(self.all):
+            if not shard.journal.exists():
+                continue
+            with shard.journal.open("rb") as file:
+                file.seek(self._seen[place])
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._seen[place] += len(line)
+                    yield parse_line(line, f"{shard.journal} at byte {self._seen[place]}")
 
     def merge(self) -> None:
         """Append the journals of all shards to the run's own, and remove them; for when all shards are done.

@@ -6,8 +6,8 @@ Texts stay in candidates.jsonl and are read when they are needed; what is kept i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from raters.observations import Observations
 from raters.questions import Question, fit_to_corpus
 from raters.rater_files import RaterSpec, read_rater
 from raters.records import Chance, ConfigError, DataError, shown
+from raters.reviews import REVIEWS, LabelKey, Review, corrected, read_reviews, reviewed_sha256
 from raters.splits import Split, split_corpus
 
 STAGE, SELECTION = "infer_traces", "select_traces"
@@ -47,6 +48,7 @@ class Draws:
         accepted: (draws,) True where both agree.
         doubtful: (draws,) True where the trace has a flag.
         offsets: (draws,) where the line begins.
+        corrected: What a person has changed of the draw at an offset.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class Draws:
     accepted: NDArray[np.bool_]
     doubtful: NDArray[np.bool_]
     offsets: NDArray[np.int64]
+    corrected: Mapping[int, Record] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return how many draws there are."""
@@ -63,11 +66,29 @@ class Draws:
 
     def records(self, chosen: Sequence[int] | NDArray[np.int64]) -> Iterator[Record]:
         """Yield the candidates at some places, in that order."""
-        return read_at(self.path, (int(self.offsets[place]) for place in chosen))
+        offsets = [int(self.offsets[place]) for place in chosen]
+        for offset, record in zip(offsets, read_at(self.path, offsets), strict=True):
+            yield {**record, **self.corrected[offset]} if offset in self.corrected else record
 
 
-def read_draws_of(path: Path, corpus: Corpus, dimension: Dimension, chance: Chance = "first") -> Draws:
+def read_draws_of(
+    path: Path,
+    corpus: Corpus,
+    dimension: Dimension,
+    chance: Chance = "first",
+    reviews: Mapping[LabelKey, Review] | None = None,
+) -> Draws:
     """Return the draws of one chance in a candidates.jsonl; only those of `rationalized` have seen the label.
+
+    Of a label that was reviewed, accepted draws other than the one that was chosen are left out: they reach the
+    person's label, and a person did not want them. They count neither as accepted nor as rejected.
+
+    Args:
+        path: The file.
+        corpus: Where the items are.
+        dimension: What was asked.
+        chance: Whose draws.
+        reviews: Of the run.
 
     Raises:
         DataError: If a line is not a candidate of the corpus.
@@ -75,12 +96,20 @@ def read_draws_of(path: Path, corpus: Corpus, dimension: Dimension, chance: Chan
     index = {item_id: place for place, item_id in enumerate(corpus.item_ids)}
     columns: list[tuple[int, float, float, bool, bool, int]] = []
     scale = dimension.scale
+    changed: dict[int, Record] = {}
     for line_number, offset, record in read_lines(path):
         try:
             if record["dimension"] != dimension.name or not isinstance(record["trace"], str):
                 raise ValueError(f"dimension {shown(record['dimension'])}")
             if record["chance"] != chance:
                 continue
+            if reviews and (review := reviews.get((record["item_id"], record["annotator_id"]))) is not None:
+                if review.takes(record):
+                    if review.trace is not None:
+                        changed[offset] = corrected(record, review.trace)
+                    record = {**record, **changed.get(offset, {}), "flags": []}  # a person has read it
+                elif record["accepted"] is True:
+                    continue
             verdict = record["verdict"]
             number = np.nan if verdict is None else scale.number(scale.canonical(verdict))
             label = scale.number(scale.canonical(record["label"]))
@@ -100,6 +129,7 @@ def read_draws_of(path: Path, corpus: Corpus, dimension: Dimension, chance: Chan
         np.array(accepted, bool),
         np.array(doubtful, bool),
         np.array(offsets, np.int64),
+        changed,
     )
 
 
@@ -114,7 +144,9 @@ class TraceRun:
         generator: What made its first draws, under the guideline they were made under.
         split: Of the corpus.
         method: How several people's labels became one.
-        kept: The traces.jsonl to learn from: its own, or what select_traces left of it.
+        kept: The traces.jsonl that was kept: its own, or what select_traces left of it. What to learn from is
+            `reviews.learned_from`.
+        reviews: What people decided about its traces, by label.
     """
 
     folder: Path
@@ -124,6 +156,7 @@ class TraceRun:
     split: Split
     method: GoldMethod
     kept: Path
+    reviews: Mapping[LabelKey, Review] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path, corpus_folder: str | None = None) -> TraceRun:
@@ -165,7 +198,32 @@ class TraceRun:
             split=split_corpus(corpus, options["split_seed"]),
             method=identity["labels"],
             kept=kept,
+            reviews=read_reviews(folder / REVIEWS, generator.dimension.name),
         )
+
+    @property
+    def is_selected(self) -> bool:
+        """True if select_traces has said which labels to learn from."""
+        return self.kept.parent != self.folder
+
+    @property
+    def learned_sha256(self) -> str:
+        """Hash of what is learned from: kept traces, and reviews if there are any."""
+        return reviewed_sha256(self.kept, self.reviews)
+
+    @cached_property
+    def _places(self) -> Mapping[str, int]:
+        return {item_id: place for place, item_id in enumerate(self.corpus.item_ids)}
+
+    def place_of(self, item_id: str) -> int:
+        """Return the corpus index of an item.
+
+        Raises:
+            DataError: If it is none of the corpus.
+        """
+        if item_id not in self._places:
+            raise DataError(f"--traces {self.folder}: item {shown(item_id)} is not in corpus {self.corpus.name}")
+        return self._places[item_id]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -197,7 +255,7 @@ class TraceRun:
     def draws(self) -> Draws:
         """Its first draws."""
         path = self.folder / "candidates.jsonl"
-        draws = read_draws_of(path, self.corpus, self.dimension)
+        draws = read_draws_of(path, self.corpus, self.dimension, reviews=self.reviews)
         held_out = np.setdiff1d(draws.items, self.split.indices("train"))
         if len(held_out):
             raise DataError(

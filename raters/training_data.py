@@ -20,12 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from raters.journal import Record, read_lines
+from raters.journal import Record
 from raters.models.generation import LoadedModel, conversation_text, harmless_text
 from raters.models.protocol import THINK_CLOSE, THINK_OPEN, Message
 from raters.prompts import load_prompt
 from raters.questions import Question
 from raters.records import ConfigError, DataError, shown
+from raters.reviews import learned_from
 from raters.scales import AnyScale, OrdinalScale, listed_labels, rating_text
 from raters.trace_runs import TraceRun
 
@@ -59,7 +60,7 @@ class Lesson:
 
 
 def read_lessons(run: TraceRun) -> list[Lesson]:
-    """Return the kept traces of a run.
+    """Return the traces of a run to learn from: those kept, and what reviews made of them.
 
     Raises:
         DataError: If there are none, they have fewer than two labels, or a line is not a trace of the run's dimension.
@@ -67,10 +68,10 @@ def read_lessons(run: TraceRun) -> list[Lesson]:
     path, name, scale = run.kept, run.dimension.name, run.dimension.scale
     places = {item_id: place for place, item_id in enumerate(run.corpus.item_ids)}
     lessons: list[Lesson] = []
-    if path.exists() and not path.stat().st_size:
-        raise DataError(f"{path}: no accepted traces, so there is nothing to learn from; infer with a larger --k")
-    for line_number, _, record in read_lines(path):
-        where = f"{path} line {line_number}"
+    if not path.exists():
+        raise DataError(f"{path}: no such file; check the folder's name")
+    for number, record in enumerate(learned_from(run), start=1):
+        where = f"{path} trace {number}" if run.reviews else f"{path} line {number}"
         try:
             if record["dimension"] != name:
                 raise DataError(
@@ -85,6 +86,9 @@ def read_lessons(run: TraceRun) -> list[Lesson]:
                 f"{where}: {shown(record)} is no trace of corpus {run.corpus.name} ({type(error).__name__}: {error}); "
                 "give the folder of a run of infer_traces"
             ) from error
+    if not lessons:
+        why = "reviews leave no trace" if run.reviews and path.stat().st_size else "no accepted traces"
+        raise DataError(f"{path}: {why}, so there is nothing to learn from; infer with a larger --k")
     labels = {lesson.label for lesson in lessons}
     if len(labels) < 2:
         raise DataError(
@@ -114,10 +118,14 @@ def _lesson(record: Record, places: Mapping[str, int], scale: AnyScale) -> Lesso
 
 
 def example_id(record: Mapping[str, Any]) -> str:
-    """Return what metrics.jsonl calls a draw: item, annotator if there is one, and draw, with its chance if second."""
+    """Return what metrics.jsonl calls a draw: item, annotator if there is one, and draw, with its chance if second.
+
+    A draw that a person has corrected has another text, and so another name.
+    """
     who = "" if record["annotator_id"] is None else f"/{record['annotator_id']}"
     chance = "" if record["chance"] == "first" else f"/{record['chance']}"
-    return f"{record['item_id']}{who}{chance}/{record['draw']}"
+    corrected = "/corrected" if record.get("reviewed") == "corrected" else ""
+    return f"{record['item_id']}{who}{chance}/{record['draw']}{corrected}"
 
 
 def question_for(run: TraceRun, target: Target, guideline: str) -> Question:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from raters.journal import Journal, Record, read_lines, to_line, write_atomicall
 from raters.model_selection import DevRater, DevSplit, Selection, replayed
 from raters.models.generation import LoadedModel
 from raters.models.hf import HFModel
+from raters.pace import time_left
 from raters.rater_files import RaterSpec
 from raters.records import ModelError
 from raters.training_models import trainable_name
@@ -26,6 +28,7 @@ from raters.training_processes import SameGenerators, from_main, is_main, num_pr
 
 METRICS = "metrics.jsonl"
 _COMPLETE = "complete"
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass
@@ -75,6 +78,8 @@ class Watcher:
         self._losses = {record["step"]: record["loss"] for record in known if "loss" in record}
         self.selection: Selection = replayed(phase.plan.patience, known)
         self._ended = False
+        self._began = self._told = time.monotonic()
+        self._steps = self._tokens = 0
 
     def as_callback(self) -> Any:
         """Return what transformers' trainer calls."""
@@ -137,6 +142,18 @@ class Watcher:
             "examples": ids_of_step(ids, self._order, plan, step),
         }
         self._journal.append([record])
+        self._tell(step, record)
+
+    def _tell(self, step: int, record: Record) -> None:
+        """Say now and then how far the phase is; time that ratings of dev take counts as that of steps."""
+        self._steps += 1
+        self._tokens += record["tokens"]
+        if (now := time.monotonic()) < self._told + _SECONDS_BETWEEN_LINES:
+            return
+        self._told, steps, seconds = now, self._phase.plan.steps, now - self._began
+        left = time_left(self._steps, steps - step + self._steps, seconds)
+        where = f"{self._phase.name} step {step} of {steps}: loss {record['loss']:.4f}"
+        self._session.log(", ".join(filter(None, [f"  {where}", f"{self._tokens / seconds:,.0f} tokens/s", left])))
 
     def saved(self, step: int, control: Any) -> None:
         """Mark a checkpoint as whole, rate it, and remove those that nobody needs."""

@@ -26,7 +26,7 @@ from tests.places import CHECKOUT
 
 INTERRUPTED = 130
 LONGEST_ERROR_LINE = 1000
-PROGRESS = re.compile(r"corpus .*: [\d,]+ items(; | of )|continuing |\s*\d+%\|")
+PROGRESS = re.compile(r"corpus .*: [\d,]+ items(; | of )|continuing |\s*\d+%\||  [\d,]+ of [\d,]+ \w+s \(")
 # Linux: prctl's PR_CAPBSET_DROP, and the capabilities that let root pass over permission bits.
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 Record = dict[str, Any]

@@ -17,7 +17,7 @@ HEAVY = frozenset(
     "torch transformers peft trl datasets pandas pyarrow crowdkit openai vllm ray matplotlib sklearn "
     "sentence_transformers".split()
 )
-OF_STAGES = ("batches", "importing", "inference", "refinement_inputs", "refinement", "finetuning", "selection")
+OF_STAGES = ("batches", "completion", "importing", "finetuning", "selection")
 SHARED_BY_STAGES = frozenset(
     ["pipelines", *(f"pipelines.{name}" for name in ("options", "command", "screen", "session", "workers", *OF_STAGES))]
 )
@@ -88,8 +88,8 @@ def imported(name: str, *, inside_functions: bool) -> set[str]:
 
 def test_the_modules_are_found() -> None:
     assert {"raters.records", "raters.models.embedded", "pipelines.infer_traces"} <= MODULES.keys()
-    assert "raters.sampling" in imported("pipelines.infer_traces", inside_functions=True)
-    assert "raters.sampling" not in imported("pipelines.infer_traces", inside_functions=False)
+    assert "raters.inferring" in imported("pipelines.infer_traces", inside_functions=True)
+    assert "raters.inferring" not in imported("pipelines.infer_traces", inside_functions=False)
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

@@ -16,10 +16,11 @@ from scipy.stats import kendalltau
 from pipelines.infer_traces import main as infer
 from pipelines.rate_items import main as rate_items
 from pipelines.refine_guideline import STAGE, main
-from pipelines.refinement import _rows, summary_lines
 from raters.models.embedded import rule_lines
 from raters.rater_draws import RaterDraws
 from raters.rater_files import read_rater
+from raters.refinement_results import _rows
+from raters.refinement_text import summary_lines
 from raters.scales import OrdinalScale
 from raters.trace_runs import TraceRun
 from tests.places import DEMO

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.run_recipe import Step, _state, main, read_recipe
-from raters.records import ConfigError
+from pipelines.run_recipe import Step, _outputs_sha256, _state, main, read_recipe
+from raters.records import ConfigError, JudgeseyeError
 from tests.places import CHECKOUT
 
 TWO_STEPS = """\
@@ -167,3 +167,50 @@ def test_a_step_that_was_interrupted_goes_on(tmp_path: Path) -> None:
     said = process.communicate(timeout=60)[1]
     assert "continuing" in said
     assert ratings.read_bytes().startswith(kept)
+
+
+def test_a_table_is_imported_by_the_first_step(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """SOURCE stands in the step as `source`; a changed table or guideline is imported anew, the old corpus kept."""
+    rows = [f"i{number},This is text {number}.,ann,{1 + number % 3}\n" for number in range(40)]
+    (tmp_path / "labels.csv").write_text("id,text,who,mark\n" + "".join(rows))
+    (tmp_path / "told.md").write_text("Say how good it is.\n")
+    text = """\
+    steps:
+      corpus: {stage: import_corpus, source: "${recipe}/labels.csv", item: id, text: [text], annotator: who,
+               label: [mark], guideline: ["mark=${recipe}/told.md"]}
+      rated: {stage: rate_items, corpus: "${corpus}", model: embedded, draws: 2}
+    """
+    recipe, out = write_recipe(tmp_path, text), tmp_path / "out"
+    assert main([str(recipe), "--out", str(out)]) == 0
+    assert ran(capfd.readouterr().err) == ["corpus", "rated"]
+    assert (out / "corpus" / "guidelines" / "mark.md").read_text() == "Say how good it is.\n"
+    assert main([str(recipe), "--out", str(out)]) == 0
+    assert ran(capfd.readouterr().err) == []
+
+    (tmp_path / "told.md").write_text("Say how clear it is.\n")
+    assert main([str(recipe), "--out", str(out)]) == 0
+    assert ran(capfd.readouterr().err) == ["corpus", "rated"]
+    assert (out / "corpus" / "guidelines" / "mark.md").read_text() == "Say how clear it is.\n"
+    assert (out / "corpus.old-1" / "guidelines" / "mark.md").read_text() == "Say how good it is.\n"
+
+    (tmp_path / "labels.csv").write_text("id,text,who,mark\n" + "".join(rows[:-1]))
+    assert main([str(recipe), "--out", str(out)]) == 0
+    assert len((out / "corpus" / "items.jsonl").read_text().splitlines()) == 39
+    assert (out / "corpus.old-2").is_dir()
+
+
+def test_a_review_is_an_output_and_looking_is_none(tmp_path: Path) -> None:
+    (tmp_path / "traces.jsonl").write_text("{}\n")
+    before = _outputs_sha256(tmp_path)
+    (tmp_path / ".reviews.lock").write_text("")
+    assert _outputs_sha256(tmp_path) == before
+    (tmp_path / "reviews.jsonl").write_text("{}\n")
+    assert _outputs_sha256(tmp_path) != before
+
+
+def test_a_step_without_its_source_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path, "steps: {corpus: {stage: import_corpus, item: id}}\n")
+    with pytest.raises(JudgeseyeError) as error:
+        main([str(recipe), "--out", str(tmp_path / "out")])
+    assert error.value.exit_code == 2
+    assert "SOURCE: missing" in capfd.readouterr().err

@@ -19,6 +19,7 @@ def test_a_wheel_installed_elsewhere_runs_the_demo(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"raters", "pipelines", f"{wheel.stem.split('-py3')[0]}.dist-info"}
     assert not [name for name in names if name.endswith((".pyc", ".partial"))]
+    assert {f"raters/review_page/page.{kind}" for kind in ("html", "css", "js")} | {"raters/py.typed"} <= set(names)
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, env=environment)
@@ -32,5 +33,7 @@ def test_a_wheel_installed_elsewhere_runs_the_demo(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Labels with an accepted draw" in done.stdout
     assert (elsewhere / "runs" / "demo" / "infer_traces" / "traces.jsonl").stat().st_size > 0
+    command = [str(tmp_path / "venv" / "bin" / "judgeseye"), "completion", "bash"]
+    assert "infer_traces" in subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     # The light core: no torch came along.
     assert subprocess.run([str(python), "-c", "import torch"], env=environment, capture_output=True).returncode != 0

@@ -21,6 +21,7 @@ from raters.gold import ImportGold, gold_labels
 from raters.importers.draft import Draft
 from raters.journal import read_lines, to_line, write_atomically
 from raters.records import ConfigError, DataError, Label, shown
+from raters.runs import set_aside
 from raters.scales import AnyScale
 
 _PEOPLE_SAID = ("items.jsonl", "annotations.jsonl", "rationales.jsonl", "corpus.yaml")
@@ -220,18 +221,27 @@ def check_out(out: Path) -> None:
         raise ConfigError(f"--out {out}: is a file; give a folder")
 
 
-def move_into_place(folder: Path, out: Path) -> bool:
+def move_into_place(folder: Path, out: Path, *, new: bool = False) -> bool:
     """Move a whole corpus to where it is wanted; return False if the same one is there already.
 
+    Args:
+        folder: The corpus, on the same file system.
+        out: Where it is wanted.
+        new: Keep another corpus that stands there beside it, under another name.
+
     Raises:
-        ConfigError: If another corpus is there.
+        ConfigError: If another corpus is there, and `new` is False.
     """
     if out.is_dir() and any(out.iterdir()):
-        if differing := _differing(folder, out):
+        differing = _differing(folder, out)
+        if not differing:
+            return False
+        if not new:
             raise ConfigError(
-                f"--out {out}: holds another corpus ({', '.join(differing)} differ); give another --out, or remove it"
+                f"--out {out}: holds another corpus ({', '.join(differing)} differ); give another --out, or --new to "
+                "keep that one beside it"
             )
-        return False
+        set_aside(out)
     try:
         folder.rename(out)
     except OSError as error:

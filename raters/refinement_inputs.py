@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pipelines.refine_guideline import RefineGuidelineOptions
     from raters.dev_gate import DevLabels
     from raters.guideline_text import Guideline
     from raters.rater_files import RaterSpec
+    from raters.refinement_options import RefineGuidelineOptions
     from raters.trace_runs import TraceRun
 
 LEAST_DEV_ITEMS = 20
@@ -51,7 +51,8 @@ class Plan:
         from raters.splits import ids_sha256
 
         options, run = self.options, self.run
-        traces = json.dumps([run.manifest["identity"], run.manifest.get("draws"), run.manifest.get("items")])
+        reviewed = [run.learned_sha256] if run.reviews else []
+        traces = json.dumps([run.manifest["identity"], run.manifest.get("draws"), run.manifest.get("items"), *reviewed])
         decisive = ("method", "writer", "level", "draws", "embeddings", "gate_z", "seed", "resamples", "train_items")
         return {
             "corpus": run.corpus.name,
