@@ -194,9 +194,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def shown(values: Sequence[float]) -> str:
-    """Return values as mean ± half width."""
+    """Return values as mean ± half width; of one value there is none."""
     mean, half = mean_interval(values)
-    return f"{mean:.3f} ± {half:.3f}"
+    return f"{mean:.3f}" if np.isnan(half) else f"{mean:.3f} ± {half:.3f}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
