@@ -295,7 +295,7 @@ def write_results(recorded: Recorded, found: Found) -> tuple[dict[str, Any], lis
         "sum_of_learning_rates": sum(step.settings.lr for step in recorded.tuned.trajectory.steps),
     }
     write_atomically(recorded.out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    traces = dict(zip((record["example_id"] for record in records), recorded.records, strict=True))
+    traces = dict(zip(recorded.tuned.example_ids, recorded.records, strict=True))
     inputs = {item_id: recorded.run.corpus.item(place).inputs for item_id, place in _places(recorded).items()}
     write_atomically(recorded.out / "report.html", influence_report_html(summary, records, traces, inputs))
     return summary, list(summary_lines(summary, records, traces, options.show))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -62,8 +63,14 @@ def test_what_it_leaves_and_what_is_trained_on_it(place: Path, run: Any, tmp_pat
     assert kept == [line for line in lines if (json.loads(line)["item_id"], json.loads(line)["draw"]) not in harmful]
     assert f"harmful {len(harmful)}" in said.out
     assert not (out / "sweep.safetensors").exists()
-    page = (out / "report.html").read_text()
-    assert records[0]["example_id"] in page
+    said_of = {f"{trace['item_id']}/{trace['draw']}": trace["trace"] for trace in traces}
+    sections = re.findall(r"<h3>(.*?)</h3>.*?<pre>(.*?)</pre>", (out / "report.html").read_text(), re.DOTALL)
+    assert sections[0][0] == records[0]["example_id"]
+    assert len(sections) >= 6
+    assert all(said_of[name] == html.unescape(trace) for name, trace in sections)
+    first = said_of[records[0]["example_id"]].splitlines()[0]
+    assert f"{records[0]['example_id']}: label" in said.out
+    assert said.out.index(first) > said.out.index(records[0]["example_id"])
     arguments = ["--traces", str(out), "--base", "student", *TRAIN, "--out", str(tmp_path / "again")]
     assert finetune_rater(arguments) == 0
     again = json.loads((tmp_path / "again" / "summary.json").read_text())
