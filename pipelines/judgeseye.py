@@ -5,25 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 
 from pipelines.command import run_command
+from pipelines.stages import STAGES
 from raters.records import ConfigError
 
 STAGE = "judgeseye"
-STAGES = (
-    "import_corpus",
-    "infer_traces",
-    "review",
-    "refine_guideline",
-    "finetune_rater",
-    "rate_items",
-    "score_agreement",
-    "select_traces",
-    "export_rater",
-    "run_recipe",
-)
-"""In the order of use; those that are not there yet are passed over."""
 USAGE = """\
 usage: judgeseye STAGE [options]
        judgeseye completion {bash,zsh,fish}
@@ -45,22 +32,17 @@ Prints what makes a shell complete stages, options and their values. To have it 
 def main() -> int:
     """Run the stage that the first argument names, and return its exit status."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in stages():
+    if name in STAGES:
         sys.argv = [name, *sys.argv[2:]]
         return run_command(name, import_module(f"pipelines.{name}").main)
     return run_command(STAGE, _own)
-
-
-def stages() -> tuple[str, ...]:
-    """Return the stages that there are."""
-    return tuple(name for name in STAGES if find_spec(f"pipelines.{name}") is not None)
 
 
 def _own(arguments: Sequence[str]) -> int:
     """Answer what no stage does."""
     asked, *more = arguments or ("--help",)
     if asked in ("-h", "--help"):
-        print(USAGE + "\n".join(f"  {name:<18}{_first_sentence(name)}" for name in stages()))
+        print(USAGE + "\n".join(f"  {name:<18}{_first_sentence(name)}" for name in STAGES))
     elif asked == "--version":
         from raters import __version__
 
@@ -71,12 +53,12 @@ def _own(arguments: Sequence[str]) -> int:
             return 0 if more else 2
         from pipelines.completion import completion_script
 
-        print(completion_script(more[0], stages()), end="")
+        print(completion_script(more[0], STAGES), end="")
     else:
         import difflib
 
-        near = difflib.get_close_matches(asked.replace("-", "_"), [*stages(), "completion"], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(stages())}, completion"
+        near = difflib.get_close_matches(asked.replace("-", "_"), [*STAGES, "completion"], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(STAGES)}, completion"
         raise ConfigError(f"{asked[:80]}: is no stage; {hint}")
     return 0
 

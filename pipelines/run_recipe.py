@@ -19,22 +19,13 @@ from pydantic import Field
 from pipelines.command import INTERRUPTED, run_command
 from pipelines.options import parse_options, positional
 from pipelines.screen import say
+from pipelines.stages import RECIPE_STAGES
 from raters.journal import write_atomically
 from raters.options import BudgetOptions, StageOptions
 from raters.records import ConfigError, JudgeseyeError, shown
 from raters.yaml_files import read_yaml
 
 STAGE = "run_recipe"
-STAGES = (
-    "import_corpus",
-    "infer_traces",
-    "refine_guideline",
-    "finetune_rater",
-    "rate_items",
-    "score_agreement",
-    "select_traces",
-    "export_rater",
-)
 DESCRIPTION = """\
 Run the steps of a recipe. Each step is a stage with its options; ${name} in an option stands for the folder of an
 earlier step, ${recipe} for the recipe's own folder.
@@ -135,9 +126,9 @@ def read_recipe(path: Path) -> tuple[str, list[Step]]:
         where = f"{path}: step {shown(step_name)}"
         if not isinstance(step_name, str) or not _NAME.fullmatch(step_name) or step_name == "recipe":
             raise ConfigError(f"{where}: is no name of a folder; use letters, digits, - and _")
-        if not isinstance(entry, dict) or entry.get("stage") not in STAGES:
+        if not isinstance(entry, dict) or entry.get("stage") not in RECIPE_STAGES:
             stage = entry.get("stage") if isinstance(entry, dict) else entry
-            raise ConfigError(f"{where}: stage {shown(stage)}; give one of {', '.join(STAGES)}")
+            raise ConfigError(f"{where}: stage {shown(stage)}; give one of {', '.join(RECIPE_STAGES)}")
         options = {str(key): value for key, value in entry.items() if key != "stage"}
         if "out" in options:
             raise ConfigError(f"{where}: out is the recipe's to give; leave it out")

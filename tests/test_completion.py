@@ -6,7 +6,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.completion import flags_of, options_of
-from pipelines.judgeseye import stages
+from pipelines.stages import STAGES
 from tests.places import CHECKOUT
 from tests.stage_runs import environment
 
@@ -91,20 +90,18 @@ def test_bash_completes(folder: Path, typed: str, line: str) -> None:
     assert f"{line}|" in found, found
 
 
+@pytest.mark.shells
 @pytest.mark.parametrize(("typed", "line"), ASKED)
 def test_zsh_completes(folder: Path, typed: str, line: str) -> None:
-    if shutil.which("zsh") is None:
-        pytest.skip("no zsh on this machine")
     (folder / "_judgeseye").write_text(script("zsh"))
     setup = "unsetopt zle_bracketed_paste 2>/dev/null; fpath=($PWD $fpath); autoload -Uz compinit; compinit -u"
     found = completed(["zsh", "-f", "-i"], folder, setup, typed)
     assert f"{line}|" in found, found
 
 
+@pytest.mark.shells
 @pytest.mark.parametrize(("typed", "line"), ASKED)
 def test_fish_completes(folder: Path, typed: str, line: str) -> None:
-    if shutil.which("fish") is None:
-        pytest.skip("no fish on this machine")
     (folder / "judgeseye.fish").write_text(script("fish"))
     asked = f"source judgeseye.fish; complete -C {typed!r}"
     done = subprocess.run(["fish", "-N", "-c", asked], cwd=folder, capture_output=True, text=True, check=True,
@@ -132,7 +129,7 @@ def test_the_key_shows_all_that_may_come(folder: Path) -> None:
         assert "nothing" in words or done.stdout == "\n"
 
 
-@pytest.mark.parametrize("stage", stages())
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_option_is_completed(stage: str) -> None:
     names = {one.name for one in flags_of(stage)}
     for name, field in options_of(stage).model_fields.items():
@@ -169,7 +166,7 @@ def test_what_it_says_of_itself() -> None:
     for arguments in ((), ("--help",), ("-h",)):
         done = judgeseye(*arguments)
         assert done.returncode == 0
-        assert all(f"\n  {stage} " in done.stdout for stage in stages())
+        assert all(f"\n  {stage} " in done.stdout for stage in STAGES)
     assert re.fullmatch(r"judgeseye \d+\.\d+\.\d+\n", judgeseye("--version").stdout)
     for wrong, said in (("infer-traces", "did you mean infer_traces?"), ("x", "is no stage"), ("../x", "is no stage")):
         done = judgeseye(wrong)

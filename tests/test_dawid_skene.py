@@ -1,9 +1,7 @@
-"""Gold labels by the model of Dawid and Skene, with crowd-kit; skipped without it, except in CI."""
+"""Gold labels by the model of Dawid and Skene, with crowd-kit, which is among what tests need."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +15,6 @@ from tests.places import CHECKOUT
 from tests.small_corpora import NOMINAL, small_corpus
 from tests.stage_runs import calls_of, leave_the_user, refused_line
 
-INSTALLED = importlib.util.find_spec("crowdkit") is not None
-needs_crowd_kit = pytest.mark.skipif(
-    not INSTALLED and not os.environ.get("CI"), reason="crowd-kit is not installed: pip install -e '.[dawid-skene]'"
-)
 ITEMS = 60
 
 
@@ -39,7 +33,6 @@ def crowd() -> tuple[dict[str, dict[str, str]], list[str]]:
     return labels, truth
 
 
-@needs_crowd_kit
 def test_it_sees_through_people_who_answer_as_they_please(tmp_path: Path) -> None:
     labels, truth = crowd()
     corpus = small_corpus(tmp_path / "c", labels, NOMINAL)
@@ -53,7 +46,6 @@ def test_it_sees_through_people_who_answer_as_they_please(tmp_path: Path) -> Non
     assert again.numbers.tolist() == gold.numbers.tolist()
 
 
-@needs_crowd_kit
 def test_import_corpus_writes_its_labels(tmp_path: Path) -> None:
     labels, _ = crowd()
     rows = [f"{item},Text of {item}.,{who},{label}" for item, said in labels.items() for who, label in said.items()]
@@ -76,11 +68,11 @@ def test_a_scale_without_a_list_of_labels_is_refused(
     refused_line(run, tmp_path, "x.csv", "--gold", "dawid-skene", "--out", "c", names=["dawid-skene", "0..100"])
 
 
-@pytest.mark.skipif(INSTALLED, reason="crowd-kit is installed")
 def test_without_crowd_kit_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     leave_the_user(tmp_path, monkeypatch)
+    monkeypatch.setitem(sys.modules, "crowdkit.aggregation", None)  # as if it were not installed
     run = calls_of(STAGE, main, monkeypatch, capsys)
     (tmp_path / "x.csv").write_text("id,text,worker,label\na,A text.,k,1\nb,B text.,k,2\n")
     refused_line(run, tmp_path, "x.csv", "--gold", "dawid-skene", "--out", "c", names=["crowd-kit", "[dawid-skene]"])

@@ -19,7 +19,10 @@ HEAVY = frozenset(
 )
 OF_STAGES = ("batches", "completion", "importing", "finetuning", "selection")
 SHARED_BY_STAGES = frozenset(
-    ["pipelines", *(f"pipelines.{name}" for name in ("options", "command", "screen", "session", "workers", *OF_STAGES))]
+    [
+        "pipelines",
+        *(f"pipelines.{name}" for name in ("options", "command", "screen", "session", "stages", "workers", *OF_STAGES)),
+    ]
 )
 
 MADE_OF_A_LIBRARY = {"raters.models.transport": "openai"}

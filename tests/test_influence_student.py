@@ -25,16 +25,20 @@ REMOVED = 64
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_scores_rank_traces_as_leaving_them_out_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("steps", "batch", "least"), [(32, 8, 0.95), (12, 16, 0.75)])
+def test_scores_rank_traces_as_leaving_them_out_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, batch: int, least: float
+) -> None:
+    """The shorter run is one in which little can be had: AdamW's first steps are little else than signs."""
     monkeypatch.setattr("raters.training_report.plot_curves", lambda *arguments: None)
     traces, out = tmp_path / "traces", tmp_path / "tuned"
     assert infer_traces(["--limit", "200", "--null-items", "0", "--k", "16", "--out", str(traces)]) == 0
-    schedule = "--steps 32 --batch 8 --eval-steps 32 --lr 1e-3 --dev-limit 30 --dev-draws 2 --rating-batch 64".split()
+    schedule = f"--steps {steps} --batch {batch} --eval-steps {steps} --lr 1e-3 --dev-limit 30 --dev-draws 2 --rating-batch 64".split()
     arguments = ["--traces", str(traces), "--base", "student", *schedule, "--record-trajectory", "--out", str(out)]
     assert finetune_rater(arguments) == 0
     tuned, run = TunedRun.open(out, out / "adapter"), TraceRun.read(traces)
     encoder = Encoder(tuned.loaded, run, read_rater(out / "rater.yaml").question, "trace", None)
-    draws, dev = read_dev_draws(out, 32), DevSplit.of(run, 30)
+    draws, dev = read_dev_draws(out, steps), DevSplit.of(run, 30)
     pad = tuned.loaded.generation.pad_token_id
     queries = dev_queries("label", tuned.losses, encoder, run, dev, draws, 1, pad)
     last = tuned.trajectory.last_state().parameters
@@ -57,7 +61,10 @@ def test_scores_rank_traces_as_leaving_them_out_does(tmp_path: Path, monkeypatch
     }.items():
         attributor.cache(tuned.trajectory)
         ranks[name] = float(spearmanr(attributor.attribute(queries).total[chosen, 0], truth).statistic)
-    print("\nSpearman with leaving out:", {name: round(rank, 3) for name, rank in ranks.items()})
-    assert ranks["adamw"] >= 0.95
-    assert ranks["finite"] >= 0.95
+    print(
+        f"\n{steps} steps of {batch}: Spearman with leaving out:",
+        {name: round(rank, 3) for name, rank in ranks.items()},
+    )
+    assert ranks["adamw"] >= least
+    assert ranks["finite"] >= least
     assert ranks["adamw"] >= 1.1 * ranks["sgd"]

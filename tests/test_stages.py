@@ -20,12 +20,11 @@ import pytest
 
 from pipelines import screen
 from pipelines.completion import flags_of, options_of
-from pipelines.judgeseye import stages
 from pipelines.options import NEEDED, help_text, parse_options
+from pipelines.stages import STAGES
 from raters.pace import in_words, time_left
 from tests.stage_runs import INTERRUPTED, command, environment, leave_the_user, run_alone, snapshot
 
-STAGES = stages()
 UNITS = re.compile(
     r"\b(seconds?|megabytes|tokens?|USD|requests?|tries|items?|rows|draws?|traces?|proposals?|words|answers|resamples|"
     r"folds|examples|steps?|passes|explanations|times|from 0 to 1|units|who draw|labels?|\|z\|)\b"

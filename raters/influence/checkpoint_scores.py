@@ -12,6 +12,7 @@ Signs are those of `unrolling`, units are not: only the order of examples means 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ _ROWS = 8
 
 
 @dataclass
-class CheckpointScores:
+class CheckpointScores(ABC):
     """What the scores of this module share.
 
     Attributes:
@@ -80,11 +81,11 @@ class CheckpointScores:
             ])  # fmt: skip
             self.on_examples(len(places))
 
+    @abstractmethod
     def _scores(
         self, gradients: torch.Tensor, queries: torch.Tensor, state: AdamWState, settings: AdamWStep
     ) -> torch.Tensor:
         """Return (rows, Q) scores at one checkpoint."""
-        raise NotImplementedError
 
 
 @dataclass

@@ -18,6 +18,7 @@ second-order graph and, for removals that are taken exactly, about 60 P.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,7 +79,7 @@ class Attributor(Protocol):
 
 
 @dataclass
-class Unrolling:
+class Unrolling(ABC):
     """What unrollings of a run share.
 
     Attributes:
@@ -186,9 +187,9 @@ class Unrolling:
     def _has_proxy(self) -> bool:
         return False
 
+    @abstractmethod
     def _pull_back(self, adjoint: Adjoint, moment: Moment, decay: torch.Tensor) -> tuple[Adjoint, torch.Tensor]:
         """Return the adjoint before a step, without what goes through the gradient, and p (Q, P)."""
-        raise NotImplementedError
 
     def _enter(
         self, scores: Scores, moment: Moment, adjoint: Adjoint, changes: torch.Tensor, decay: torch.Tensor
