@@ -33,7 +33,8 @@ def test_scores_rank_traces_as_leaving_them_out_does(
     monkeypatch.setattr("raters.training_report.plot_curves", lambda *arguments: None)
     traces, out = tmp_path / "traces", tmp_path / "tuned"
     assert infer_traces(["--limit", "200", "--null-items", "0", "--k", "16", "--out", str(traces)]) == 0
-    schedule = f"--steps {steps} --batch {batch} --eval-steps {steps} --lr 1e-3 --dev-limit 30 --dev-draws 2 --rating-batch 64".split()
+    schedule = f"--steps {steps} --batch {batch} --eval-steps {steps} --lr 1e-3".split()
+    schedule += "--dev-limit 30 --dev-draws 2 --rating-batch 64".split()
     arguments = ["--traces", str(traces), "--base", "student", *schedule, "--record-trajectory", "--out", str(out)]
     assert finetune_rater(arguments) == 0
     tuned, run = TunedRun.open(out, out / "adapter"), TraceRun.read(traces)
