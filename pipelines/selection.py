@@ -273,6 +273,7 @@ def write_results(recorded: Recorded, found: Found) -> tuple[dict[str, Any], lis
     kept = (to_line(trace) for trace in learned_from(recorded.run) if example_id(trace) not in dropped)
     write_atomically(recorded.out / "traces.jsonl", kept)
     influence, options = found.influence, recorded.options
+    seen = {place for step in recorded.tuned.trajectory.steps for place in step.examples}
     summary = {
         "corpus": recorded.run.corpus.name,
         "dimension": recorded.run.dimension.name,
@@ -291,6 +292,7 @@ def write_results(recorded: Recorded, found: Found) -> tuple[dict[str, Any], lis
         "dev_items": recorded.queries.items,
         "folds": len(recorded.queries),
         "confidence": options.confidence,
+        "expected_by_chance": len(seen) * (1 - options.confidence) / 2,
         "proxy_over_score": _ratio(influence),
         "sum_of_learning_rates": sum(step.settings.lr for step in recorded.tuned.trajectory.steps),
     }
@@ -370,8 +372,7 @@ def summary_lines(
         f"  harmful {summary['harmful']:,}, helpful {summary['helpful']:,} of {summary['traces']:,} traces: the same "
         f"sign over {summary['folds']} folds of {summary['dev_items']:,} dev items ({percent:.0f} %)"
     )
-    by_chance = summary["traces"] * (1 - summary["confidence"]) / 2
-    yield f"  about {by_chance:.0f} of either would be called so without any effect"
+    yield f"  about {summary['expected_by_chance']:.0f} of either would be called so without any effect"
     if summary["proxy_over_score"] is not None:
         yield f"  proxy of the scores' error: {summary['proxy_over_score']:.2f} of a score in the median"
     if doubt := doubt_of(summary):

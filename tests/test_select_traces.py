@@ -62,6 +62,8 @@ def test_what_it_leaves_and_what_is_trained_on_it(place: Path, run: Any, tmp_pat
     assert harmful
     assert kept == [line for line in lines if (json.loads(line)["item_id"], json.loads(line)["draw"]) not in harmful]
     assert f"harmful {len(harmful)}" in said.out
+    met = sum(record["score"] != 0 for record in records)  # others no step has seen
+    assert summary["expected_by_chance"] == pytest.approx(met * 0.2)
     assert not (out / "sweep.safetensors").exists()
     said_of = {f"{trace['item_id']}/{trace['draw']}": trace["trace"] for trace in traces}
     sections = re.findall(r"<h3>(.*?)</h3>.*?<pre>(.*?)</pre>", (out / "report.html").read_text(), re.DOTALL)
@@ -263,7 +265,7 @@ def test_the_page_shows_texts_of_others_harmlessly() -> None:
     summary = {
         "corpus": "<i>", "dimension": "q", "query": "label", "attributor": "adamw", "horizon": None, "online": False,
         "traces": 1, "dropped": 1, "harmful": 1, "helpful": 0, "steps": 4, "chosen_step": 2, "dev_items": 9, "folds": 3,
-        "confidence": 0.95, "proxy_over_score": 1.5, "sum_of_learning_rates": 0.1,
+        "confidence": 0.95, "expected_by_chance": 0.1, "proxy_over_score": 1.5, "sum_of_learning_rates": 0.1,
     }  # fmt: skip
     traces = {record["example_id"]: {"trace": hostile, "swapped": False}}
     page = influence_report_html(summary, [record], traces, {"i": {"te<xt": hostile}})

@@ -78,14 +78,13 @@ def _facts(summary: Mapping[str, Any]) -> Markup:
 
 def _doubts(summary: Mapping[str, Any]) -> Markup:
     """Return what to keep in mind, and a warning where the linearisation does not hold."""
-    chance = summary["traces"] * (1 - summary["confidence"]) / 2
     notes = [
         markup(
             "<p>A trace is called harmful or helpful if its score has the same sign over the folds at {:.0f} % and the "
             "proxy of its error is smaller than the score. About {:.0f} of either would be called so without any "
             "effect.</p>",
             100 * summary["confidence"],
-            chance,
+            summary["expected_by_chance"],
         )
     ]
     if (ratio := summary["proxy_over_score"]) is not None:
