@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raters.models import decoding, generation
+from raters.models import choosing, decoding, generation
 from raters.models.generation import LoadedModel, Prompt
 from raters.models.protocol import SamplingSettings
 from tests.tiny_models import make_model
@@ -63,7 +63,7 @@ def test_writes_what_transformers_writes(loaded: LoadedModel, architecture: str,
     asked, limits = [prompt.token_ids for prompt in prompts], [prompt.max_tokens for prompt in prompts]
     theirs = generation._generate(model, asked, limits, seeds, settings, never)
     expected = [generation._written(model, prompt, ids) for prompt, ids in zip(prompts, theirs, strict=True)]
-    choose = generation._Chooser(seeds, settings, model.model.device)
+    choose = choosing.Chooser(seeds, settings, model.model.device)
     pad_id = model.generation.pad_token_id
     ours = decoding.decode(model.model, asked, limits, model.end_ids, pad_id, choose, never)
     assert [generation._written(model, prompt, ids) for prompt, ids in zip(prompts, ours, strict=True)] == expected

@@ -25,7 +25,7 @@ import pytest
 
 import raters.models.hf as hf_module
 import raters.models.openai as openai_module
-from raters.models import generation
+from raters.models import choosing, generation
 from raters.models.embedded import EmbeddedModel
 from raters.models.hf import HFModel
 from raters.models.openai import OpenAIModel
@@ -366,8 +366,8 @@ def test_hf_gumbel_noise_samples_the_distribution() -> None:
     device = torch.device("cpu")
     nothing = torch.zeros(1, 0, dtype=torch.long)
     num_draws = 4000
-    across_seeds = generation._GumbelNoise(range(num_draws), device)(nothing, probabilities.log().repeat(num_draws, 1))
-    one = generation._GumbelNoise([3], device)
+    across_seeds = choosing.GumbelNoise(range(num_draws), device)(nothing, probabilities.log().repeat(num_draws, 1))
+    one = choosing.GumbelNoise([3], device)
     along_one_seed = torch.cat([one(nothing, probabilities.log()[None]) for _ in range(num_draws)])
     for noisy in (across_seeds, along_one_seed):
         shares = noisy.argmax(dim=1).bincount(minlength=4) / num_draws

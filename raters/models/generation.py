@@ -1,18 +1,14 @@
 """Load a causal language model with transformers, and write one batch of completions with it.
 
-A completion does not depend on the batch it shares. Sampling by Gumbel-max makes that possible: the argmax of
-log-probabilities plus independent Gumbel noise is an exact sample of the distribution (Gumbel 1954,
-"Statistical Theory of Extreme Values"; Maddison, Tarlow and Minka 2014, "A* Sampling"), so every row brings
-its own noise from its own seed, and greedy decoding does the rest. What remains is rounding: a batch of
-another shape may change a logit in its last bits, which float32 practically never lets through to a token and
-bfloat16 now and then does.
+A completion does not depend on the batch it shares, since every row draws from a seed of its own (`choosing`). What
+remains is rounding: a batch of another shape may change a logit in its last bits, which float32 practically never lets
+through to a token and bfloat16 now and then does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raters.models.bases import base_fingerprint, check_base
+from raters.models.choosing import Chooser, GumbelNoise, warpers
 from raters.models.decoding import can_decode, decode, left_padded
 from raters.models.label_scoring import answer_up_to_rating, score_labels
 from raters.models.protocol import (
@@ -324,7 +321,7 @@ def generate(
     asked = [prompt.token_ids for prompt in prompts]
     if can_decode(loaded.model):
         pad_id = loaded.generation.pad_token_id
-        choose = _Chooser(seeds, settings, loaded.model.device)
+        choose = Chooser(seeds, settings, loaded.model.device)
         output = decode(loaded.model, asked, limits, loaded.end_ids, pad_id, choose, is_unwanted)
     else:
         output = _generate(loaded, asked, limits, seeds, settings, is_unwanted)
@@ -403,34 +400,6 @@ def as_completion(prompt: Prompt, written: Written, label_logprobs: Mapping[str,
     )
 
 
-class _Chooser:
-    """Takes the next token of each row: the likeliest, after Gumbel noise if it is to be drawn."""
-
-    def __init__(self, seeds: Sequence[int], settings: SamplingSettings, device: torch.device) -> None:
-        self._warpers = _warpers(settings)
-        self._noise = _GumbelNoise(seeds, device) if settings.temperature > 0 else None
-
-    def __call__(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """Return (rows,) tokens for logits (rows, vocabulary); `rows` says whose they are."""
-        for warper in self._warpers:
-            logits = warper(None, logits)
-        return (logits if self._noise is None else self._noise.added(logits, rows)).argmax(-1)
-
-
-def _warpers(settings: SamplingSettings) -> list[Any]:
-    """Return what shapes a distribution before a token is drawn from it; greedy decoding needs none."""
-    import transformers
-
-    library: Any = transformers
-    warpers = []
-    if settings.temperature > 0:
-        if settings.temperature != 1.0:
-            warpers.append(library.TemperatureLogitsWarper(float(settings.temperature)))
-        if settings.top_p < 1.0:
-            warpers.append(library.TopPLogitsWarper(settings.top_p))
-    return warpers
-
-
 def _generate(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
@@ -447,9 +416,9 @@ def _generate(
     device = loaded.model.device
     input_ids, attention_mask = left_padded(prompts, loaded.generation.pad_token_id)
     width = input_ids.shape[1]
-    processors = library.LogitsProcessorList(_warpers(settings))
+    processors = library.LogitsProcessorList(warpers(settings))
     if settings.temperature > 0:
-        processors.append(_GumbelNoise(seeds, device))
+        processors.append(GumbelNoise(seeds, device))
     generation = copy.copy(loaded.generation)
     generation.max_new_tokens = max(limits)
     with torch.inference_mode():
@@ -462,29 +431,6 @@ def _generate(
         )
     rows: list[list[int]] = output[:, width:].tolist()
     return rows
-
-
-class _GumbelNoise:
-    """Adds Gumbel(0, 1) noise, each row's from a generator of its own; also a logits processor of transformers."""
-
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        import torch
-
-        self._generators = [torch.Generator(device).manual_seed(_spread(seed)) for seed in seeds]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return scores (rows, tokens) plus noise."""
-        return self.added(scores, range(len(self._generators)))
-
-    def added(self, scores: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """Return scores (rows, tokens) plus noise; `rows` says whose they are."""
-        import torch
-
-        # -log of an exponential variable is a Gumbel variable; exponential_ may return 0 in float32.
-        noise = torch.empty_like(scores)
-        for index, row in enumerate(rows):
-            noise[index].exponential_(generator=self._generators[row])
-        return scores - noise.clamp_min_(torch.finfo(noise.dtype).tiny).log_()
 
 
 class _OwnEnd:
@@ -502,12 +448,6 @@ class _OwnEnd:
         num_written = input_ids.shape[1] - self._width
         done = [num_written >= limit or self._is_unwanted(row) for row, limit in enumerate(self._limits)]
         return torch.tensor(done, device=input_ids.device)
-
-
-def _spread(seed: int) -> int:
-    """Return a 63-bit seed that differs in its low bits too: torch's CPU generator reads only 32 of them."""
-    digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 @contextlib.contextmanager
