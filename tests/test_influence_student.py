@@ -25,11 +25,10 @@ REMOVED = 64
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("steps", "batch", "least"), [(32, 8, 0.95), (12, 16, 0.75)])
+@pytest.mark.parametrize(("steps", "batch"), [(32, 8), (12, 16)])
 def test_scores_rank_traces_as_leaving_them_out_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, batch: int, least: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, batch: int
 ) -> None:
-    """The shorter run is one in which little can be had: AdamW's first steps are little else than signs."""
     monkeypatch.setattr("raters.training_report.plot_curves", lambda *arguments: None)
     traces, out = tmp_path / "traces", tmp_path / "tuned"
     assert infer_traces(["--limit", "200", "--null-items", "0", "--k", "16", "--out", str(traces)]) == 0
@@ -66,6 +65,6 @@ def test_scores_rank_traces_as_leaving_them_out_does(
         f"\n{steps} steps of {batch}: Spearman with leaving out:",
         {name: round(rank, 3) for name, rank in ranks.items()},
     )
-    assert ranks["adamw"] >= least
-    assert ranks["finite"] >= least
+    assert ranks["adamw"] >= 0.95
+    assert ranks["finite"] >= 0.95
     assert ranks["adamw"] >= 1.1 * ranks["sgd"]
