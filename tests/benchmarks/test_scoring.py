@@ -20,7 +20,7 @@ MOST_MEMORY = 2 * 1024**3
 LEAST_RATIO = 50.0
 
 SCRIPT = """
-import json, resource, sys, time
+import json, re, sys, time
 import numpy as np
 from raters.bootstrap import agreement_sums, bootstrap
 from raters.corpus_files import AnnotationTable
@@ -42,7 +42,8 @@ found = bootstrap(sums, RESAMPLES)
 wanted = [("people", "krippendorff_alpha"), ("rater", "kendall_tau_b"), ("rater", "icc3_1"), ("rater", "mse")]
 intervals = {" ".join(key): [getattr(found.interval(*key), end) for end in ("value", "low", "high")] for key in wanted}
 seconds = time.monotonic() - began
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# Not ru_maxrss, which begins with what the process that forked this one had.
+memory = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 print(json.dumps({"seconds": seconds, "memory": memory, "intervals": intervals}))
 """
 
