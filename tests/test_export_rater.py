@@ -126,6 +126,22 @@ def batch(folder: Path) -> list[dict[str, Any]]:
     return records[::-1]
 
 
+@pytest.mark.parametrize(
+    ("target", "code"),
+    [
+        ("promptfoo", "import assertion; found = assertion._known({'vars': {'item_id': 'lines'}})"),
+        ("lm-eval", "import utils; found = {one['item_id']: one['inputs'] for one in utils.items()['test']}['lines']"),
+    ],
+)
+def test_a_text_may_hold_what_breaks_lines_elsewhere(export: Run, tmp_path: Path, target: str, code: str) -> None:
+    """`str.splitlines` would cut a record at a line separator, which JSON holds as it is."""
+    export("rater.yaml", "--to", target, "--corpus", "items", "--split", "all", "--out", "out")
+    command = [sys.executable, "-c", f"import json; {code}; print(json.dumps([found['question'], found['reply']]))"]
+    done = subprocess.run(command, cwd=tmp_path / "out", capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert tuple(json.loads(done.stdout)) == INPUTS["lines"]
+
+
 def test_answers_of_a_batch_become_verdicts(export: Run, tmp_path: Path) -> None:
     export("rater.yaml", "--to", "openai-batch", "--corpus", "items", "--split", "all", "--out", "out")
     records = batch(tmp_path / "out")
