@@ -24,6 +24,14 @@ Labelled = tuple[object, Place]
 """A label as it stands in the source, and where."""
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_LEADING_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+_BETWEEN_LABELS = re.compile(r"\s*[,;|]\s*")
+_LIST_IN_TEXT = re.compile(r"""[\[{]\s*["'].*[\]}]""", re.DOTALL)
+_SEVERAL = (
+    "holds several labels, and a person gives an item one on a dimension; make each choice a dimension of its own (a "
+    "column of yes and no), or leave such items out"
+)
 _RANGE = re.compile(r"([+-]?\d+)\.\.([+-]?\d+)")
 _LARGEST = 2**53
 """Up to there every whole number is a float of its own."""
@@ -124,6 +132,7 @@ def scale_of(
         scale = _validated(record, f"--scale of {dimension}", ConfigError)
         return scale, _on(scale, values, labels, dimension), ""
     numbers = [_number(value) if isinstance(value, str) else value for value in values]
+    _no_decimal_comma(numbers, values, labels, dimension)
     if pair is not None and (compared := _pairwise(values, pair)):
         scale = _validated(compared, f"labels of {dimension}", DataError)
         first, second = scale.labels[:2]  # type: ignore[union-attr]
@@ -134,6 +143,7 @@ def scale_of(
     else:
         _no_mixture(numbers, values, labels, dimension)
         values = _one_spelling([str(value) for value in values])
+        _no_joined_labels(values, labels, dimension)
         record, note = _of_texts([str(value) for value in values], dimension, labels[0][1])
     scale = _validated(record, f"labels of {dimension}", DataError)
     return scale, _on(scale, values, labels, dimension), note
@@ -155,13 +165,15 @@ def _plain(value: object, dimension: str, place: Place) -> int | float | str:
             raise DataError(
                 f"{place}: label {shown(text)} of {dimension} is a formula of a spreadsheet; export values instead"
             )
+        if _LIST_IN_TEXT.fullmatch(text):
+            raise DataError(f"{place}: label {shown(text)} of {dimension} is a list in a text; write the label alone")
         if "<" in text or ">" in text:
             raise DataError(
                 f"{place}: label {shown(text)} of {dimension} holds < or >, which mark verdicts in answers; rename it"
             )
         return text
-    what = "holds several labels" if isinstance(value, list) else "is neither text nor number"
-    raise DataError(f"{place}: label {shown(value)} of {dimension} {what}; export one label for each dimension")
+    what = _SEVERAL if isinstance(value, list) else "is neither text nor number; export one label for each dimension"
+    raise DataError(f"{place}: label {shown(value)} of {dimension} {what}")
 
 
 def _number(text: str) -> int | float | None:
@@ -171,6 +183,29 @@ def _number(text: str) -> int | float | None:
     if abs(number) > _LARGEST:
         return None
     return int(number) if number.is_integer() else number
+
+
+def _no_decimal_comma(
+    numbers: Sequence[object], values: Sequence[object], labels: Sequence[Labelled], dimension: str
+) -> None:
+    """Refuse numbers with a comma, which would be texts without an order."""
+    commas = [isinstance(value, str) and bool(_DECIMAL_COMMA.fullmatch(value)) for value in values]
+    if True in commas and all(comma or number is not None for comma, number in zip(commas, numbers, strict=True)):
+        value, place = values[commas.index(True)], labels[commas.index(True)][1]
+        point = str(value).replace(",", ".")
+        raise DataError(
+            f"{place}: label {shown(value)} of {dimension} has a comma where a number has a point; write {point}, or "
+            "one label if these are two"
+        )
+
+
+def _no_joined_labels(values: Sequence[int | float | str], labels: Sequence[Labelled], dimension: str) -> None:
+    """Refuse `joy, anger` where joy and anger are labels themselves: as a text it would be a third label."""
+    known = set(values)
+    for value, (_, place) in zip(values, labels, strict=True):
+        parts = _BETWEEN_LABELS.split(str(value))
+        if len(parts) > 1 and known.issuperset(parts):
+            raise DataError(f"{place}: label {shown(value)} of {dimension} {_SEVERAL}")
 
 
 def _no_mixture(
@@ -222,13 +257,20 @@ def _of_texts(texts: Sequence[str], dimension: str, place: Place) -> tuple[dict[
     if len(distinct) > _MOST_NOMINAL or (len(distinct) > _MOST_STEPS and 5 * len(distinct) > len(texts)):
         raise DataError(
             f"{place.file}: {dimension} has {len(distinct)} different texts as labels, such as {shown(distinct[0])}; "
-            "that is no scale: give another --label, or the --scale"
+            "that is no scale: give another --label or --dimension, or the --scale"
         )
     folded = {" ".join(re.split(r"[\s_-]+", text.casefold())): text for text in distinct}
     for order in _ORDERS:
         if len(folded) > 2 and set(folded) <= set(order):
             labels = [folded[word] for word in order if word in folded]
             return {"type": "ordinal", "labels": labels}, "guessed: words of a known order (--scale if it is another)"
+    begin = {float(match[0]): text for text in distinct if (match := _LEADING_NUMBER.match(text))}
+    if len(begin) == len(distinct):
+        labels = [begin[number] for number in sorted(begin)]
+        return {
+            "type": "ordinal",
+            "labels": labels,
+        }, "guessed: by the numbers they begin with (--scale nominal:… if not)"
     return {
         "type": "nominal",
         "labels": distinct,

@@ -47,8 +47,8 @@ def columns_of(patterns: Sequence[str], names: Sequence[str], where: str) -> tup
         annotator = f"{head.rstrip(_BETWEEN)} {tail.lstrip(_BETWEEN)}".strip(_BETWEEN)
         if not slot or SLOT in tail or not annotator:
             raise ConfigError(
-                f"--annotators {pattern}: must have {SLOT} once where the dimension stands and the annotator beside it, "
-                f"such as {SLOT}_rater1; or name every column in full"
+                f"--annotators {pattern}: must have {SLOT} once for the dimension and the annotator beside it, such as "
+                f"{SLOT}_rater1; or name every column in full"
             )
         fitting = [
             LabelColumn(name, annotator, dimension)
