@@ -69,6 +69,22 @@ def test_each_harness_gets_its_folder(export: Run, tmp_path: Path, target: str) 
     assert [item["label"] for item in items] == [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    ("target", "with_items", "without"),
+    [
+        ("inspect", "held_out --model none` rates the items of the export", "held_out -T items=FILE --model none`"),
+        ("promptfoo", "Put your model in place of NAME in", "in place of NAME, and your texts in place of …, in"),
+    ],
+)
+def test_the_readme_is_of_the_items_that_are_there(
+    export: Run, tmp_path: Path, target: str, with_items: str, without: str
+) -> None:
+    export("rater.yaml", "--to", target, "--corpus", "items", "--split", "all", "--out", "with")
+    export("rater.yaml", "--to", target, "--fields", "question", "reply", "--out", "without")
+    for folder, said in (("with", with_items), ("without", without)):
+        assert said in (tmp_path / folder / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_certificate_goes_along(export: Run, tmp_path: Path) -> None:
     spec = read_rater(tmp_path / "rater.yaml")
     certificate = {"certified": True, "rater_sha256": spec.sha256, "agreement": {"kendall_tau_b": 0.5}}
@@ -212,6 +228,7 @@ BAD = {
     "no folder": (["rater.yaml", "--to", "python"], ["--out: missing"]),
     "unknown harness": (["rater.yaml", "--to", "ragas", "--out", "o"], ["--to ragas: must be one of inspect, lm-eval"]),
     "no such rater": (["none.yaml", "--to", "python", "--out", "o"], ["none.yaml: no such file"]),
+    "a folder": (["items", "--to", "python", "--out", "o"], ["items: is a folder", "give the rater.yaml in it"]),
     "not a rater": (["items/corpus.yaml", "--to", "python", "--out", "o"], ["items/corpus.yaml: format"]),
     "no such corpus": (["rater.yaml", "--to", "lm-eval", "--corpus", "x", "--out", "o"], ["x"]),
     "unknown fields": (["rater.yaml", "--to", "deepeval", "--out", "o"], ["--fields: missing"]),
@@ -280,6 +297,8 @@ def test_the_rule_reader_answers_no_batch(export: Run, tmp_path: Path) -> None:
     refused_line(export, tmp_path, *command, "--to", "openai-batch", names=["embedded is no model"])
     export(*command, "--to", "promptfoo")
     assert not (tmp_path / "out" / "promptfooconfig.rubric.yaml").exists()
+    said = export("rules.yaml", "--corpus", "pairs", "--split", "all", "--to", "mlflow", "--out", "mlflow").out
+    assert "`guideline_judge('openai:/NAME').align(" in said  # without a model it has none to ask
 
 
 def test_odd_item_ids_are_not_given_to_promptfoo(export: Run, tmp_path: Path) -> None:
