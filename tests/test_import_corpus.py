@@ -265,6 +265,26 @@ def test_rationales_stay_apart(run: Run, tmp_path: Path) -> None:
     assert "Too short" not in (tmp_path / "corpus" / "items.jsonl").read_text()
 
 
+def test_reasons_of_people_are_told_from_texts_by_their_name(run: Run, tmp_path: Path) -> None:
+    """A rater that sees why a person gave a label has been told the label."""
+    rows = "".join(f"{n},What is text number {n}?,I gave {n % 3} since it is poor.,{n % 3}\n" for n in range(6))
+    (tmp_path / "x.csv").write_text("id,text,explanation,label\n" + rows)
+    assert (
+        "column 'explanation' is people's own reasons, which no rater sees (--rationale)"
+        in run("x.csv", "--out", "corpus").out
+    )
+    item = read(tmp_path / "corpus" / "items.jsonl")[0]
+    assert (item["inputs"], item["metadata"]) == ({"text": "What is text number 0?"}, {})
+    assert read(tmp_path / "corpus" / "rationales.jsonl")[1]["rationale"] == "I gave 1 since it is poor."
+    # What is rated may be explanations, as where nothing else is a text, or where somebody says so.
+    explained = "".join(f"{n},Rain falls since clouds number {n} are full.,{n % 3}\n" for n in range(6))
+    (tmp_path / "y.csv").write_text("id,explanation,label\n" + explained)
+    run("y.csv", "--out", "alone")
+    run("x.csv", "--text", "text", "explanation", "--out", "told")
+    for name, fields in (("alone", ["explanation"]), ("told", ["text", "explanation"])):
+        assert list(read(tmp_path / name / "items.jsonl")[0]["inputs"]) == fields
+
+
 def test_without_ids_the_same_texts_are_one_item(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("text,worker,score\nSame text.,a,1\nSame text.,b,2\nOther text.,a,2\n")
     printed = run("x.csv", "--out", "corpus").out

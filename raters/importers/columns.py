@@ -42,6 +42,8 @@ _LABEL = (
 )
 _DIMENSION = ("dimension", ("criterion", "aspect", "attribute"))
 _RATIONALE = ("rationale",)
+_REASON = ("rationale", ("reason", "reasons", "reasoning", "explanation", "justification"))
+"""The second tier is an item's own text where no other column is one."""
 _TEXTS = frozenset(
     "text document content sentence passage prompt question query instruction input context source response reply "
     "answer output completion target translation story essay fulltext summary decoded comment review post tweet "
@@ -111,7 +113,8 @@ def tell_columns(sample: Sequence[Row], asked: Columns, holds: Holds = "both") -
     found = replace(asked, item=item)
     if holds != "texts":
         found = told.with_labels(found)
-    rationale = asked.rationale or told.guess("rationale", _RATIONALE, "people's own reasons, which no rater sees")
+    known = _REASON if holds != "texts" and told.has_texts_besides(_REASON[1]) else _RATIONALE
+    rationale = asked.rationale or told.guess("rationale", known, "people's own reasons, which no rater sees")
     found = told.with_texts(replace(found, rationale=rationale), holds)
     if item is None:
         told.notes.append("no column is the item's id: rows with the same texts are one item (--item)")
@@ -165,6 +168,12 @@ class _Columns:
                 self.notes.append(f"column {shown(found[0])} is {what} (--{option})")
                 return found[0]
         return None
+
+    def has_texts_besides(self, names: Sequence[str]) -> bool:
+        """Return True if items have texts, here or elsewhere, without the columns of some names."""
+        if self.asked.texts:
+            return True
+        return any(is_text(self.sample, name) for name in self._rest if _folded(name) not in names)
 
     def with_labels(self, columns: Columns) -> Columns:
         """Return columns with who labelled, and where labels and what they are of stand.
