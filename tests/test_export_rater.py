@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from pipelines.export_rater import main
+from raters.corpora import load_corpus
 from raters.journal import read_lines
 from raters.rater_files import read_rater
 from tests.harness_items import GUIDELINE, INPUTS, UNREADABLE, answers, expected, write_rater
@@ -201,7 +202,6 @@ def test_items_that_the_rater_has_seen_do_not_go_along(export: Run, tmp_path: Pa
 
     import numpy as np
 
-    from raters.corpora import load_corpus
     from raters.rater_files import SeenItems
 
     corpus = load_corpus(tmp_path / "items")
@@ -299,6 +299,49 @@ def test_the_rule_reader_answers_no_batch(export: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "promptfooconfig.rubric.yaml").exists()
     said = export("rules.yaml", "--corpus", "pairs", "--split", "all", "--to", "mlflow", "--out", "mlflow").out
     assert "`guideline_judge('openai:/NAME').align(" in said  # without a model it has none to ask
+
+
+MLFLOW = {
+    "__init__.py": "",
+    "entities.py": "AssessmentError = AssessmentSource = Feedback = Trace = object\n",
+    "exceptions.py": "class MlflowException(Exception): ...\n",
+    "genai/__init__.py": "",
+    "genai/judges.py": "AlignmentOptimizer = Judge = object\nmake_judge = None\n",
+    "genai/scorers.py": "def scorer(name):\n    return lambda function: function\n",
+}
+"""What the exported files import of MLflow; `-m harness` runs them in MLflow itself."""
+ALIGNED = """
+import json
+from types import SimpleNamespace as Some
+from optimizer import TraceOptimizer
+person = Some(name="mood", value="\U0001f44e", source=Some(source_type="HUMAN", source_id="eva"))
+data = Some(request=json.dumps({"question": "Why?"}), response=json.dumps("So."))
+trace = Some(info=Some(trace_id="t1", assessments=[person]), data=data)
+print(TraceOptimizer("work")._write_corpus("mood", [trace]))
+"""
+
+
+def test_mlflows_traces_become_a_corpus_of_any_labels(export: Run, tmp_path: Path) -> None:
+    from raters.plain_raters import plain_rater
+
+    thumbs = {"type": "nominal", "labels": ["\U0001f44d", "\U0001f44e"]}
+    inputs = {"a": {"question": "What?", "reply": "That."}}
+    corpus = small_corpus(tmp_path / "thumbs", {"a": {"ann": "\U0001f44d"}}, thumbs, inputs=inputs)
+    plain_rater("openai/x", corpus, corpus.dimension(None), None).write(tmp_path / "thumbs.yaml")
+    export("thumbs.yaml", "--to", "mlflow", "--fields", "question", "reply", "--name", "mood", "--out", "out")
+    for name, text in MLFLOW.items():
+        path = tmp_path / "out" / "mlflow" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    command = [sys.executable, "-c", ALIGNED]
+    done = subprocess.run(command, cwd=tmp_path / "out", capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    written = load_corpus(Path(done.stdout.strip()))
+    table = written.annotations("quality")
+    scale = written.dimension(None).scale
+    assert list(scale.model_dump()["labels"]) == thumbs["labels"]
+    assert scale.label(float(table.numbers[0])) == "\U0001f44e"
+    assert dict(written.item(0).inputs) == {"question": "Why?", "reply": "So."}
 
 
 def test_odd_item_ids_are_not_given_to_promptfoo(export: Run, tmp_path: Path) -> None:
