@@ -256,6 +256,34 @@ def test_pairs(run: Run, tmp_path: Path) -> None:
     assert "question" in read(tmp_path / "exchanged" / "items.jsonl")[0]["inputs"]
 
 
+def test_pairs_of_an_arena(run: Run, tmp_path: Path) -> None:
+    """As LMSYS publishes them: turns as lists, a winner, and two kinds of tie."""
+    winners = ["model_a", "tie (bothbad)", "Tie", "model_b", "TIE (bothbad)"]
+    turns = [
+        [{"role": "user", "content": "Why is it so?"}, {"role": "assistant", "content": f"By {n}."}] for n in range(9)
+    ]
+    lines = [
+        {"question_id": f"q{n}", "model_a": "x", "model_b": "y", "winner": winner, "judge": "arena_user_1",
+         "conversation_a": turns[n], "conversation_b": turns[n + 1], "turn": 1, "language": "English"}
+        for n, winner in enumerate(winners)
+    ]  # fmt: skip
+    (tmp_path / "arena.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    printed = run("arena.jsonl", "--out", "corpus").out
+    assert "model_a is for conversation_a, model_b for conversation_b; 'Tie' and 'tie (bothbad)' are one tie" in printed
+    assert scale(tmp_path / "corpus", "winner") == {
+        "type": "pairwise", "labels": ["model_a", "model_b", "Tie"], "fields": ["conversation_a", "conversation_b"]
+    }  # fmt: skip
+    assert said(tmp_path / "corpus") == {
+        (f"q{n}", "arena_user_1", "winner", label)
+        for n, label in enumerate(["model_a", "Tie", "Tie", "model_b", "Tie"])
+    }
+    # Which model wrote a text tells who won elsewhere: no rater sees it.
+    assert read(tmp_path / "corpus" / "items.jsonl")[0]["inputs"] == {
+        "conversation_a": "user: Why is it so?\n\nassistant: By 0.",
+        "conversation_b": "user: Why is it so?\n\nassistant: By 1.",
+    }
+
+
 def test_rationales_stay_apart(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("id,text,coder,label,rationale\na,A text.,k,1,Too short.\nb,B text.,k,2,\n")
     run("x.csv", "--out", "corpus")

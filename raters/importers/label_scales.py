@@ -63,7 +63,7 @@ _PAIRS: tuple[tuple[str, str], ...] = (
     ("a", "b"), ("1", "2"), ("left", "right"), ("first", "second"), ("model_a", "model_b"),
     ("response_a", "response_b"), ("response_1", "response_2"),
 )  # fmt: skip
-_TIES = frozenset("tie equal same both neither draw none = c".split())
+_TIES = frozenset({*"tie equal same both neither draw none = c".split(), "tie (bothbad)", "both bad", "both good"})
 
 
 def parse_scale(text: str) -> dict[str, Any]:
@@ -134,9 +134,15 @@ def scale_of(
     numbers = [_number(value) if isinstance(value, str) else value for value in values]
     _no_decimal_comma(numbers, values, labels, dimension)
     if pair is not None and (compared := _pairwise(values, pair)):
-        scale = _validated(compared, f"labels of {dimension}", DataError)
-        first, second = scale.labels[:2]  # type: ignore[union-attr]
-        return scale, _on(scale, values, labels, dimension), f"{first} is for {pair[0]}, {second} for {pair[1]}"
+        record, ties = compared
+        scale = _validated(record, f"labels of {dimension}", DataError)
+        first, second = record["labels"][:2]
+        note = f"{first} is for {pair[0]}, {second} for {pair[1]}"
+        if len(ties) > 1:
+            note += f"; {' and '.join(map(shown, ties))} are one tie (--scale nominal:… keeps them apart)"
+            folded = {str(tie).casefold() for tie in ties}
+            values = [record["labels"][2] if str(value).casefold() in folded else value for value in values]
+        return scale, _on(scale, values, labels, dimension), note
     if all(number is not None for number in numbers):
         found = [number for number in numbers if number is not None]
         record, note = _of_numbers(found, dimension, labels[0][1])
@@ -277,19 +283,23 @@ def _of_texts(texts: Sequence[str], dimension: str, place: Place) -> tuple[dict[
     }, "guessed: texts without an order (--scale ordinal:… if they have one)"
 
 
-def _pairwise(values: Sequence[int | float | str], pair: tuple[str, str]) -> dict[str, Any] | None:
-    """Return a pairwise scale if the labels are words for one of two texts, or for neither."""
+def _pairwise(
+    values: Sequence[int | float | str], pair: tuple[str, str]
+) -> tuple[dict[str, Any], list[int | float | str]] | None:
+    """Return (a pairwise scale, the labels for neither) if the labels are words for one of two texts, or for neither.
+
+    Words for neither are one label of the scale: `tie` and `tie (bothbad)` of an arena prefer nothing.
+    """
     by_fold: dict[str, int | float | str] = {}
     for value in values:
         by_fold.setdefault(str(value).casefold(), value)
     for names in ((pair[0].casefold(), pair[1].casefold()), *_PAIRS):
         rest = set(by_fold) - set(names)
-        if len(rest) <= 1 and rest <= _TIES - set(names) and set(by_fold) & set(names):
+        if rest <= _TIES - set(names) and set(by_fold) & set(names):
             first, second = (by_fold.get(name, _unseen(name, by_fold)) for name in names)
-            labels = [first, second, *(str(by_fold[name]) for name in rest)]
-            if rest:
-                labels = [str(label) for label in labels]
-            return {"type": "pairwise", "labels": labels, "fields": list(pair)}
+            ties = [by_fold[name] for name in sorted(rest, key=lambda name: (name != "tie", name))]
+            labels = [str(label) for label in (first, second, ties[0])] if ties else [first, second]
+            return {"type": "pairwise", "labels": labels, "fields": list(pair)}, ties
     return None
 
 
