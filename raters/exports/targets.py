@@ -216,16 +216,14 @@ def _openai_batch(export: Export) -> Files:
             lines.append(line)
             size += len(line)
     files[f"requests-{len(files) + 1}.jsonl"] = b"".join(lines)
-    ask = (
-        "Upload requests-1.jsonl to the provider's batch API, or `vllm run-batch -i requests-1.jsonl -o answers.jsonl`"
-    )
+    rest, more = (f" to requests-{len(files)}.jsonl, a batch each,", " …") if len(files) > 1 else ("", "")
+    run = "`vllm run-batch -i requests-1.jsonl -o answers.jsonl`"
+    ask = f"Upload requests-1.jsonl{rest} to the provider's batch API, or {run} with `--model {judge.model}`."
     return {
         **export.core(),
         **files,
         "read_answers.py": export.harness("read_answers"),
-        "README.md": export.readme(
-            f"{ask} with `--model {judge.model}`.", "Then `python read_answers.py answers.jsonl` writes verdicts.jsonl."
-        ),
+        "README.md": export.readme(ask, f"Then `python read_answers.py answers.jsonl{more}` writes verdicts.jsonl."),
     }
 
 
