@@ -378,6 +378,7 @@ SCALES = [
         ["1 - not at all", "10 - wholly", "2 - hardly"],
         {"type": "ordinal", "labels": ["1 - not at all", "2 - hardly", "10 - wholly"]},
     ),
+    (["2", "5 - always", "3", "1 - never"], {"type": "ordinal", "labels": ["1 - never", "2", "3", "5 - always"]}),
     (["80 %", "100 %", "9.5 %"], {"type": "ordinal", "labels": ["9.5 %", "80 %", "100 %"]}),
     (
         ["2024-01-02", "2024-01-01", "2023-05-05"],

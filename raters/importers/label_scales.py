@@ -26,6 +26,7 @@ Labelled = tuple[object, Place]
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _LEADING_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+_WORDED_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?[\s:=().\u2013\u2014-]+[^\W\d_].*")
 _BETWEEN_LABELS = re.compile(r"\s*[,;|]\s*")
 _LIST_IN_TEXT = re.compile(r"""[\[{]\s*["'].*[\]}]""", re.DOTALL)
 _SEVERAL = (
@@ -147,7 +148,8 @@ def scale_of(
         found = [number for number in numbers if number is not None]
         record, note = _of_numbers(found, dimension, labels[0][1])
     else:
-        _no_mixture(numbers, values, labels, dimension)
+        if not _are_worded_ends(values):
+            _no_mixture(numbers, values, labels, dimension)
         values = _one_spelling([str(value) for value in values])
         _no_joined_labels(values, labels, dimension)
         record, note = _of_texts([str(value) for value in values], dimension, labels[0][1])
@@ -214,6 +216,20 @@ def _no_joined_labels(values: Sequence[int | float | str], labels: Sequence[Labe
             raise DataError(f"{place}: label {shown(value)} of {dimension} {_SEVERAL}")
 
 
+def _by_leading_number(distinct: Sequence[str]) -> list[str]:
+    """Return texts in the order of the numbers they begin with; none if one has no number of its own."""
+    begin = {float(match[0]): text for text in distinct if (match := _LEADING_NUMBER.match(text))}
+    return [begin[number] for number in sorted(begin)] if len(begin) == len(distinct) else []
+
+
+def _are_worded_ends(values: Sequence[int | float | str]) -> bool:
+    """Return True for labels of a survey that words the ends of its scale alone: `1 - never`, 2, 3, `4 - always`."""
+    ordered = _by_leading_number(sorted({str(value) for value in values}))
+    worded = [_number(text) is None for text in ordered]
+    of_words = all(_WORDED_NUMBER.fullmatch(text) for text, is_text in zip(ordered, worded, strict=True) if is_text)
+    return len(ordered) > 2 and of_words and not any(worded[1:-1])
+
+
 def _no_mixture(
     numbers: Sequence[object], values: Sequence[object], labels: Sequence[Labelled], dimension: str
 ) -> None:
@@ -270,9 +286,7 @@ def _of_texts(texts: Sequence[str], dimension: str, place: Place) -> tuple[dict[
         if len(folded) > 2 and set(folded) <= set(order):
             labels = [folded[word] for word in order if word in folded]
             return {"type": "ordinal", "labels": labels}, "guessed: words of a known order (--scale if it is another)"
-    begin = {float(match[0]): text for text in distinct if (match := _LEADING_NUMBER.match(text))}
-    if len(begin) == len(distinct):
-        labels = [begin[number] for number in sorted(begin)]
+    if labels := _by_leading_number(distinct):
         return {
             "type": "ordinal",
             "labels": labels,
