@@ -105,8 +105,10 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         folder.release()
     if not export.record["certified"]:
-        reason = (spec.certificate or {}).get("reason", "score_agreement has not measured this rater")
-        say(f"not certified: {reason}; certificate.json says so")
+        unmeasured = (
+            "score_agreement has not measured this rater (one that it has is in its --out, as certified/….yaml)"
+        )
+        say(f"not certified: {(spec.certificate or {}).get('reason', unmeasured)}; certificate.json says so")
     print(f"Written to {folder.path}: {', '.join(sorted(files))}")
     print()
     print(str(files["README.md"]).rstrip())

@@ -55,7 +55,9 @@ class FinetuneRaterOptions(StageOptions):
         "the traces were inferred under)",
     )
     ordinal: float = Field(0.0, ge=0, description="sft: weight of the squared error of the expected label")
-    seed: int = Field(0, description="seed of fresh weights and the order of examples; the first of --seeds")
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="seed of fresh weights and the order of examples; the first of --seeds"
+    )
     seeds: int = Field(1, ge=1, le=100, description="how many seeds to train under")
     epochs: float = Field(3.0, gt=0, description="passes over the traces")
     steps: int | None = Field(None, ge=1, description="optimizer steps of sft (default: as --epochs says)")

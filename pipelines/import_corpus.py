@@ -51,7 +51,10 @@ class ImportCorpusOptions(StageOptions):
     label: tuple[str, ...] = Field(
         (), description="column of the label, or several, a dimension each (default: by its name)"
     )
-    annotators: tuple[str, ...] = Field((), description="in wide form: a column of labels for each annotator")
+    annotators: tuple[str, ...] = Field(
+        (), description="in wide form: a column of labels for each annotator; with several dimensions {} stands for "
+        "theirs, as in {}_rater1 {}_rater2"
+    )  # fmt: skip
     dimension_column: str | None = Field(None, description="column that says which dimension the label is of")
     rationale: str | None = Field(None, description="column of people's own reasons, which no rater ever sees")
     metadata: tuple[str, ...] = Field((), description="other columns to keep, unseen by raters (default: all)")
@@ -158,6 +161,7 @@ def _understood(options: ImportCorpusOptions) -> Any:
                 options.annotator,
                 options.label,
                 options.annotators,
+                (),
                 options.dimension_column,
                 options.rationale,
                 options.metadata or None,

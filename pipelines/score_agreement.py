@@ -57,7 +57,7 @@ class ScoreAgreementOptions(StageOptions):
     )
     partial: bool = Field(False, description="score ratings of a run that is not complete")
     resamples: int = Field(2000, ge=200, le=100_000, description="resamples of the bootstrap")
-    seed: int = Field(0, description="seed of the bootstrap")
+    seed: int = Field(0, ge=0, description="seed of the bootstrap")
     epsilon: float = Field(
         0.15, ge=0, le=1, description="advantage, from 0 to 1, that the alternative annotator test grants to people"
     )

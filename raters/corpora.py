@@ -57,6 +57,11 @@ class Corpus:
     _tables: Mapping[str, AnnotationTable]
     _file: _ItemFile = field(repr=False)
 
+    def __repr__(self) -> str:
+        """Return what it is in a line, as a notebook shows it."""
+        of = ", ".join(f"{name} on {dimension.scale}" for name, dimension in self.dimensions.items())
+        return f"<Corpus {self.name}: {len(self.item_ids):,} items, {len(self.annotator_ids):,} annotators; {of}>"
+
     def item(self, index: int) -> Item:
         """Return the item at an index of `item_ids`."""
         record = self._file.record_at(int(self._offsets[index]))

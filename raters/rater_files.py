@@ -259,6 +259,8 @@ def read_rater(path: Path) -> RaterSpec:
         file = _RaterFile.model_validate(raw)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; give the rater.yaml of a run") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path}: is a folder; give the rater.yaml in it") from error
     except ValidationError as error:
         raise DataError(f"{path}: {first_problem(error)}; give the rater.yaml of a run") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 
@@ -68,6 +68,10 @@ class Rater:
         self._thread = threading.Thread(target=self._loop.run_forever, name="rater", daemon=True)
         self._thread.start()
 
+    def __repr__(self) -> str:
+        """Return what it is in a line, as a notebook shows it."""
+        return f"<Rater of {self.spec.dimension.name} on {self.spec.dimension.scale}: {self.spec.model}>"
+
     def rate(self, inputs: Mapping[str, str]) -> Rating:
         """Return the rating of one item's text fields; see `rate_many`."""
         return self.rate_many([inputs])[0]
@@ -113,7 +117,7 @@ class Rater:
             draws: Draws for an item, if not as many as the rater has by default.
 
         Raises:
-            ConfigError: If `draws` is below 1, or the corpus has too few groups for a split.
+            ConfigError: If `draws` is below 1, there is no such split, or the corpus has too few groups for one.
             DataError: If an item lacks a field that the rater reads.
             ModelError: If the model fails, or the rater is closed.
         """
@@ -138,6 +142,8 @@ class Rater:
         return [_checked(inputs, place, self.spec) for place, inputs in enumerate(many_inputs)]
 
     def _items_of(self, corpus: Corpus, split: SplitName | Literal["all"], split_seed: int) -> list[Item]:
+        if split not in (known := get_args(SplitName)):
+            raise ConfigError(f"split {shown(split)}: give one of {', '.join(known)}")
         chosen = range(len(corpus.item_ids)) if split == "all" else split_corpus(corpus, split_seed).indices(split)
         items = [corpus.item(int(place)) for place in chosen]
         for item in items:

@@ -90,6 +90,8 @@ def read_inputs(options: RefineGuidelineOptions) -> Plan:
 
     if options.traces is None:
         raise ConfigError("--traces: missing; give the folder of a finished run of infer_traces")
+    if not options.rater:
+        raise ConfigError("--rater: none; give a model or a rater.yaml that the guideline is for, or several")
     if options.max_cost is not None and options.input_price is None and options.output_price is None:
         raise ConfigError(f"--max-cost {options.max_cost}: needs --input-price and --output-price")
     for spec in filter(

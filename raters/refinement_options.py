@@ -60,7 +60,7 @@ class RefineGuidelineOptions(EndpointOptions):
     batch_size: BatchSizeOption = BATCH_SIZE
     concurrency: int = Field(32, ge=1, le=4096, description="requests in work at once")
     resamples: int = Field(2000, ge=200, le=100_000, description="resamples of the bootstrap")
-    seed: int = Field(0, description="seed of all choices, and of the raters' draws")
+    seed: int = Field(0, ge=0, description="seed of all choices, and of the raters' draws")
     out: str | None = Field(
         None, description="folder of this run (default: runs/<corpus>[-<dimension>]/refine_guideline)"
     )

@@ -6,16 +6,18 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from raters.corpora import Corpus, load_corpus
 from raters.corpus_files import Dimension
 from raters.floor import floors
 from raters.gold import AggregateMethod, GoldMethod, aggregate_draws, default_method
 from raters.journal import write_atomically
-from raters.library_errors import in_words_of_a_call
+from raters.library_errors import checked, in_words_of_a_call
+from raters.options import StageOptions
 from raters.rater_draws import RaterDraws, rated_dimension, read_draws
 from raters.rater_files import default_aggregate, read_rater
 from raters.rating import Rating
@@ -27,6 +29,17 @@ from raters.splits import split_corpus
 
 Verdicts = Mapping[str, "Label | Sequence[Label | None] | Rating | None"]
 """By item id: a verdict, several draws of one, or what a `Rater` said; None where it could not be read."""
+
+
+class _Arguments(StageOptions):
+    """What can be asked of `score_agreement`, within the bounds of the stage."""
+
+    dimension: str | None
+    labels: Literal["median", "majority", "mean", "paper"] | None
+    aggregate: AggregateMethod | None
+    split_seed: int
+    resamples: int = Field(ge=200, le=100_000)
+    seed: int = Field(ge=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +148,8 @@ def score_agreement(
         DataError: If a verdict is off the scale, an item is not in the corpus, or raters rated different items.
     """
     with in_words_of_a_call():
+        given_options = {"dimension": dimension, "labels": labels, "aggregate": aggregate, "split_seed": split_seed}
+        checked(_Arguments, {**given_options, "resamples": resamples, "seed": seed})
         corpus = corpus if isinstance(corpus, Corpus) else load_corpus(corpus)
         if not raters or not isinstance(raters, Mapping):
             raise ConfigError("raters: none; give a name and its verdicts by item id")

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from pipelines.export_rater import main
+from raters.corpora import load_corpus
 from raters.journal import read_lines
 from raters.rater_files import read_rater
 from tests.harness_items import GUIDELINE, INPUTS, UNREADABLE, answers, expected, write_rater
@@ -67,6 +68,22 @@ def test_each_harness_gets_its_folder(export: Run, tmp_path: Path, target: str) 
     items = [record for _, _, record in read_lines(inside / "items.jsonl")]
     assert {item["item_id"]: tuple(item["inputs"].values()) for item in items} == INPUTS
     assert [item["label"] for item in items] == [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("target", "with_items", "without"),
+    [
+        ("inspect", "held_out --model none` rates the items of the export", "held_out -T items=FILE --model none`"),
+        ("promptfoo", "Put your model in place of NAME in", "in place of NAME, and your texts in place of …, in"),
+    ],
+)
+def test_the_readme_is_of_the_items_that_are_there(
+    export: Run, tmp_path: Path, target: str, with_items: str, without: str
+) -> None:
+    export("rater.yaml", "--to", target, "--corpus", "items", "--split", "all", "--out", "with")
+    export("rater.yaml", "--to", target, "--fields", "question", "reply", "--out", "without")
+    for folder, said in (("with", with_items), ("without", without)):
+        assert said in (tmp_path / folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_certificate_goes_along(export: Run, tmp_path: Path) -> None:
@@ -126,6 +143,22 @@ def batch(folder: Path) -> list[dict[str, Any]]:
     return records[::-1]
 
 
+@pytest.mark.parametrize(
+    ("target", "code"),
+    [
+        ("promptfoo", "import assertion; found = assertion._known({'vars': {'item_id': 'lines'}})"),
+        ("lm-eval", "import utils; found = {one['item_id']: one['inputs'] for one in utils.items()['test']}['lines']"),
+    ],
+)
+def test_a_text_may_hold_what_breaks_lines_elsewhere(export: Run, tmp_path: Path, target: str, code: str) -> None:
+    """`str.splitlines` would cut a record at a line separator, which JSON holds as it is."""
+    export("rater.yaml", "--to", target, "--corpus", "items", "--split", "all", "--out", "out")
+    command = [sys.executable, "-c", f"import json; {code}; print(json.dumps([found['question'], found['reply']]))"]
+    done = subprocess.run(command, cwd=tmp_path / "out", capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert tuple(json.loads(done.stdout)) == INPUTS["lines"]
+
+
 def test_answers_of_a_batch_become_verdicts(export: Run, tmp_path: Path) -> None:
     export("rater.yaml", "--to", "openai-batch", "--corpus", "items", "--split", "all", "--out", "out")
     records = batch(tmp_path / "out")
@@ -169,7 +202,6 @@ def test_items_that_the_rater_has_seen_do_not_go_along(export: Run, tmp_path: Pa
 
     import numpy as np
 
-    from raters.corpora import load_corpus
     from raters.rater_files import SeenItems
 
     corpus = load_corpus(tmp_path / "items")
@@ -196,6 +228,7 @@ BAD = {
     "no folder": (["rater.yaml", "--to", "python"], ["--out: missing"]),
     "unknown harness": (["rater.yaml", "--to", "ragas", "--out", "o"], ["--to ragas: must be one of inspect, lm-eval"]),
     "no such rater": (["none.yaml", "--to", "python", "--out", "o"], ["none.yaml: no such file"]),
+    "a folder": (["items", "--to", "python", "--out", "o"], ["items: is a folder", "give the rater.yaml in it"]),
     "not a rater": (["items/corpus.yaml", "--to", "python", "--out", "o"], ["items/corpus.yaml: format"]),
     "no such corpus": (["rater.yaml", "--to", "lm-eval", "--corpus", "x", "--out", "o"], ["x"]),
     "unknown fields": (["rater.yaml", "--to", "deepeval", "--out", "o"], ["--fields: missing"]),
@@ -264,6 +297,51 @@ def test_the_rule_reader_answers_no_batch(export: Run, tmp_path: Path) -> None:
     refused_line(export, tmp_path, *command, "--to", "openai-batch", names=["embedded is no model"])
     export(*command, "--to", "promptfoo")
     assert not (tmp_path / "out" / "promptfooconfig.rubric.yaml").exists()
+    said = export("rules.yaml", "--corpus", "pairs", "--split", "all", "--to", "mlflow", "--out", "mlflow").out
+    assert "`guideline_judge('openai:/NAME').align(" in said  # without a model it has none to ask
+
+
+MLFLOW = {
+    "__init__.py": "",
+    "entities.py": "AssessmentError = AssessmentSource = Feedback = Trace = object\n",
+    "exceptions.py": "class MlflowException(Exception): ...\n",
+    "genai/__init__.py": "",
+    "genai/judges.py": "AlignmentOptimizer = Judge = object\nmake_judge = None\n",
+    "genai/scorers.py": "def scorer(name):\n    return lambda function: function\n",
+}
+"""What the exported files import of MLflow; `-m harness` runs them in MLflow itself."""
+ALIGNED = """
+import json
+from types import SimpleNamespace as Some
+from optimizer import TraceOptimizer
+person = Some(name="mood", value="\U0001f44e", source=Some(source_type="HUMAN", source_id="eva"))
+data = Some(request=json.dumps({"question": "Why?"}), response=json.dumps("So."))
+trace = Some(info=Some(trace_id="t1", assessments=[person]), data=data)
+print(TraceOptimizer("work")._write_corpus("mood", [trace]))
+"""
+
+
+def test_mlflows_traces_become_a_corpus_of_any_labels(export: Run, tmp_path: Path) -> None:
+    from raters.plain_raters import plain_rater
+
+    thumbs = {"type": "nominal", "labels": ["\U0001f44d", "\U0001f44e"]}
+    inputs = {"a": {"question": "What?", "reply": "That."}}
+    corpus = small_corpus(tmp_path / "thumbs", {"a": {"ann": "\U0001f44d"}}, thumbs, inputs=inputs)
+    plain_rater("openai/x", corpus, corpus.dimension(None), None).write(tmp_path / "thumbs.yaml")
+    export("thumbs.yaml", "--to", "mlflow", "--fields", "question", "reply", "--name", "mood", "--out", "out")
+    for name, text in MLFLOW.items():
+        path = tmp_path / "out" / "mlflow" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    command = [sys.executable, "-c", ALIGNED]
+    done = subprocess.run(command, cwd=tmp_path / "out", capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    written = load_corpus(Path(done.stdout.strip()))
+    table = written.annotations("quality")
+    scale = written.dimension(None).scale
+    assert list(scale.model_dump()["labels"]) == thumbs["labels"]
+    assert scale.label(float(table.numbers[0])) == "\U0001f44e"
+    assert dict(written.item(0).inputs) == {"question": "Why?", "reply": "So."}
 
 
 def test_odd_item_ids_are_not_given_to_promptfoo(export: Run, tmp_path: Path) -> None:

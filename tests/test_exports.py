@@ -472,6 +472,8 @@ def test_files_of_requests_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     parts = [files[f"requests-{number}.jsonl"] for number in (1, 2, 3)]
     lines = [json.loads(line) for part in parts if isinstance(part, bytes) for line in part.splitlines()]
     assert [part.count(b"\n") for part in parts if isinstance(part, bytes)] == [7, 7, 6]
+    assert "Upload requests-1.jsonl to requests-3.jsonl, a batch each," in str(files["README.md"])
+    assert "read_answers.py answers.jsonl …`" in str(files["README.md"])
     assert [line["custom_id"] for line in lines] == [f"{row}-{draw}" for row in range(10) for draw in range(2)]
     judge = Judge(export.record, tmp_path)
     assert [line["body"]["seed"] for line in lines] == [

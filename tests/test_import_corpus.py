@@ -124,6 +124,64 @@ def test_wide_form(run: Run, tmp_path: Path) -> None:
     assert scale(tmp_path / "corpus", "fair") == {"type": "nominal", "labels": ["no", "yes"]}
 
 
+WIDE = """\
+id,text,clarity_rater1,tone_rater1,comment_rater1,clarity_rater2,tone_rater2,comment_rater2
+a,One text.,1,kind,I think that it is not clear to anyone.,2,rude,Nobody will understand this one at all.
+b,Two texts.,3,rude,This one is as clear as glass to me here.,,kind,I have no idea what this is about either.
+"""
+WIDE_SAID = {
+    ("a", "rater1", "clarity", 1),
+    ("a", "rater2", "clarity", 2),
+    ("b", "rater1", "clarity", 3),
+    ("a", "rater1", "tone", "kind"),
+    ("a", "rater2", "tone", "rude"),
+    ("b", "rater1", "tone", "rude"),
+    ("b", "rater2", "tone", "kind"),
+}
+
+
+def test_wide_form_of_several_dimensions(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "wide.csv").write_text(WIDE)
+    printed = run("wide.csv", "--out", "guessed").out
+    assert (
+        "columns such as 'clarity_rater1' are the labels of rater1, rater2 on clarity, tone (--annotators)" in printed
+    )
+    assert "since annotators wrote them: 'comment_rater1', 'comment_rater2'" in printed
+    run("wide.csv", "--annotators", "{}_rater1", "{}_rater2", "--dimension", "clarity", "tone", "--out", "told")
+    for folder in ("guessed", "told"):
+        assert said(tmp_path / folder) == WIDE_SAID
+        # What annotators wrote is about the label: no rater may see it.
+        assert read(tmp_path / folder / "items.jsonl")[0] == {"item_id": "a", "inputs": {"text": "One text."},
+                                                              "metadata": {}}  # fmt: skip
+    turned = WIDE.replace("clarity_rater1,tone_rater1", "Eva: clarity,Eva: tone").replace(
+        "clarity_rater2,tone_rater2", "Kim: clarity,Kim: tone"
+    )
+    (tmp_path / "turned.csv").write_text(turned)
+    run("turned.csv", "--text", "text", "--annotators", "Eva: {}", "Kim: {}", "--out", "turned")
+    names = {"rater1": "Eva", "rater2": "Kim"}
+    assert said(tmp_path / "turned") == {(item, names[who], about, label) for item, who, about, label in WIDE_SAID}
+
+
+def test_wide_columns_that_could_be_read_two_ways_are_not_guessed(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "gap.csv").write_text(
+        "id,text,tone_rater1,tone_rater2,depth_rater1\na,A text.,1,2,3\nb,B text.,2,3,1\n"
+    )
+    refused_line(run, tmp_path, "gap.csv", "--out", "c", names=["no column is called label", "--annotators"])
+    run("gap.csv", "--annotators", "{}_rater1", "{}_rater2", "--out", "corpus")
+    assert ("a", "rater1", "depth", 3) in said(tmp_path / "corpus")
+
+
+def test_what_spreadsheets_leave_is_passed_over(run: Run, tmp_path: Path) -> None:
+    """Excel writes `sep=;`, empty columns at the end, and rows of nothing below the last one."""
+    rows = "id;text;worker;label;;\na;A text.;k;1;;\na;A text.;m;2;;\n;;;;;\nb;B text.;k;3;;\n;;;;;\n ; ;;;;\n"
+    (tmp_path / "x.csv").write_text("sep=;\r\n" + rows)
+    run("x.csv", "--out", "corpus")
+    assert said(tmp_path / "corpus") == {("a", "k", "label", 1), ("a", "m", "label", 2), ("b", "k", "label", 3)}
+    assert [item["metadata"] for item in read(tmp_path / "corpus" / "items.jsonl")] == [{}, {}]
+    (tmp_path / "y.csv").write_text("sep=;\n" + rows + "c;C text.;k\n")
+    refused_line(run, tmp_path, "y.csv", "--out", "new", names=["y.csv row 9:", "3 cells", "header 6"])
+
+
 def test_several_dimensions_in_columns_and_in_rows(run: Run, tmp_path: Path) -> None:
     (tmp_path / "columns.csv").write_text(
         "id,text,coder,tone,depth\na,A text.,k,1,low\nb,B text.,k,3,high\nc,C text.,k,2,medium\n"
@@ -198,6 +256,34 @@ def test_pairs(run: Run, tmp_path: Path) -> None:
     assert "question" in read(tmp_path / "exchanged" / "items.jsonl")[0]["inputs"]
 
 
+def test_pairs_of_an_arena(run: Run, tmp_path: Path) -> None:
+    """As LMSYS publishes them: turns as lists, a winner, and two kinds of tie."""
+    winners = ["model_a", "tie (bothbad)", "Tie", "model_b", "TIE (bothbad)"]
+    turns = [
+        [{"role": "user", "content": "Why is it so?"}, {"role": "assistant", "content": f"By {n}."}] for n in range(9)
+    ]
+    lines = [
+        {"question_id": f"q{n}", "model_a": "x", "model_b": "y", "winner": winner, "judge": "arena_user_1",
+         "conversation_a": turns[n], "conversation_b": turns[n + 1], "turn": 1, "language": "English"}
+        for n, winner in enumerate(winners)
+    ]  # fmt: skip
+    (tmp_path / "arena.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    printed = run("arena.jsonl", "--out", "corpus").out
+    assert "model_a is for conversation_a, model_b for conversation_b; 'Tie' and 'tie (bothbad)' are one tie" in printed
+    assert scale(tmp_path / "corpus", "winner") == {
+        "type": "pairwise", "labels": ["model_a", "model_b", "Tie"], "fields": ["conversation_a", "conversation_b"]
+    }  # fmt: skip
+    assert said(tmp_path / "corpus") == {
+        (f"q{n}", "arena_user_1", "winner", label)
+        for n, label in enumerate(["model_a", "Tie", "Tie", "model_b", "Tie"])
+    }
+    # Which model wrote a text tells who won elsewhere: no rater sees it.
+    assert read(tmp_path / "corpus" / "items.jsonl")[0]["inputs"] == {
+        "conversation_a": "user: Why is it so?\n\nassistant: By 0.",
+        "conversation_b": "user: Why is it so?\n\nassistant: By 1.",
+    }
+
+
 def test_rationales_stay_apart(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("id,text,coder,label,rationale\na,A text.,k,1,Too short.\nb,B text.,k,2,\n")
     run("x.csv", "--out", "corpus")
@@ -205,6 +291,26 @@ def test_rationales_stay_apart(run: Run, tmp_path: Path) -> None:
         {"item_id": "a", "annotator_id": "k", "dimension": "label", "rationale": "Too short."}
     ]
     assert "Too short" not in (tmp_path / "corpus" / "items.jsonl").read_text()
+
+
+def test_reasons_of_people_are_told_from_texts_by_their_name(run: Run, tmp_path: Path) -> None:
+    """A rater that sees why a person gave a label has been told the label."""
+    rows = "".join(f"{n},What is text number {n}?,I gave {n % 3} since it is poor.,{n % 3}\n" for n in range(6))
+    (tmp_path / "x.csv").write_text("id,text,explanation,label\n" + rows)
+    assert (
+        "column 'explanation' is people's own reasons, which no rater sees (--rationale)"
+        in run("x.csv", "--out", "corpus").out
+    )
+    item = read(tmp_path / "corpus" / "items.jsonl")[0]
+    assert (item["inputs"], item["metadata"]) == ({"text": "What is text number 0?"}, {})
+    assert read(tmp_path / "corpus" / "rationales.jsonl")[1]["rationale"] == "I gave 1 since it is poor."
+    # What is rated may be explanations, as where nothing else is a text, or where somebody says so.
+    explained = "".join(f"{n},Rain falls since clouds number {n} are full.,{n % 3}\n" for n in range(6))
+    (tmp_path / "y.csv").write_text("id,explanation,label\n" + explained)
+    run("y.csv", "--out", "alone")
+    run("x.csv", "--text", "text", "explanation", "--out", "told")
+    for name, fields in (("alone", ["explanation"]), ("told", ["text", "explanation"])):
+        assert list(read(tmp_path / name / "items.jsonl")[0]["inputs"]) == fields
 
 
 def test_without_ids_the_same_texts_are_one_item(run: Run, tmp_path: Path) -> None:
@@ -267,6 +373,16 @@ SCALES = [
     (
         ["Strongly agree", "disagree", "neutral"],
         {"type": "ordinal", "labels": ["disagree", "neutral", "Strongly agree"]},
+    ),
+    (
+        ["1 - not at all", "10 - wholly", "2 - hardly"],
+        {"type": "ordinal", "labels": ["1 - not at all", "2 - hardly", "10 - wholly"]},
+    ),
+    (["2", "5 - always", "3", "1 - never"], {"type": "ordinal", "labels": ["1 - never", "2", "3", "5 - always"]}),
+    (["80 %", "100 %", "9.5 %"], {"type": "ordinal", "labels": ["9.5 %", "80 %", "100 %"]}),
+    (
+        ["2024-01-02", "2024-01-01", "2023-05-05"],
+        {"type": "nominal", "labels": ["2023-05-05", "2024-01-01", "2024-01-02"]},
     ),
     (["spam", "ham", "ham"], {"type": "nominal", "labels": ["ham", "spam"]}),
     (["true", "false", "true"], {"type": "nominal", "labels": ["false", "true"]}),

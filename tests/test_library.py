@@ -24,6 +24,7 @@ from pipelines.score_agreement import main as score_stage
 from raters import infer_traces, load_corpus, load_rater, refine_guideline, score_agreement
 from raters.inference_options import InferTracesOptions
 from raters.models.embedded import EmbeddedModel
+from raters.plain_raters import plain_rater
 from raters.records import BudgetError, ConfigError, DataError, ModelError
 from raters.refinement_calls import RefinementArguments
 from raters.refinement_options import RefineGuidelineOptions
@@ -252,6 +253,17 @@ def test_errors_are_in_the_words_of_a_call(
     assert isinstance(found.value, raters.JudgeseyeError)
 
 
+def test_a_notebook_shows_a_line_of_what_it_has(tmp_path: Path) -> None:
+    corpus = load_corpus(write_corpus(tmp_path, {"i0": {"ann": 1, "bob": 2}, "i1": {"ann": 3}}, ORDINAL_3))
+    assert repr(corpus) == "<Corpus small: 2 items, 2 annotators; quality on 1..3>"
+    path = tmp_path / "rater.yaml"
+    plain_rater("embedded", corpus, corpus.dimension(None), None).write(path)
+    with load_rater(path) as rater:
+        assert repr(rater) == "<Rater of quality on 1..3: embedded>"
+        with pytest.raises(ConfigError, match="split 'tset': give one of train, dev, test, all"):
+            rater.rate_corpus(corpus, "tset")  # type: ignore[arg-type]
+
+
 # --- refining ---------------------------------------------------------------------------------------------
 
 
@@ -278,6 +290,8 @@ def test_refining_leaves_what_the_stage_leaves(tmp_path: Path) -> None:
     assert list(refined.raters) == ["embedded"]
     again = refine_guideline(tmp_path / "traces", raters=[refined.raters["embedded"]], **few)
     assert again.original == refined.original
+    with pytest.raises(ConfigError, match=r"^rater: none; give a model"):
+        refine_guideline(traces, raters=[])
     with pytest.raises(ConfigError, match="writer embedded: is a rater and cannot write"):
         refine_guideline(traces, writer="embedded")
     with pytest.raises(DataError, match="traces nowhere: holds no manifest"):
@@ -348,6 +362,21 @@ def test_verdicts_that_are_none(tmp_path: Path, said: Any, message: str) -> None
     with pytest.raises(DataError) as error:
         score_agreement(tmp_path, {"x": said})
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"labels": "meen"}, "labels 'meen': must be 'median', 'majority', 'mean' or 'paper'"),
+        ({"aggregate": "meen"}, "aggregate 'meen': must be 'mean', 'median' or 'majority'"),
+        ({"resamples": -3}, "resamples -3: must be greater than or equal to 200"),
+        ({"seed": -1}, "seed -1: must be greater than or equal to 0"),
+    ],
+)
+def test_scoring_is_asked_within_bounds(tmp_path: Path, arguments: dict[str, Any], said: str) -> None:
+    write_corpus(tmp_path, {f"i{n}": {"ann": 1 + n % 3, "bob": 1 + n % 2} for n in range(9)}, ORDINAL_3)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        score_agreement(tmp_path, {"x": {"i0": 1, "i1": 2}}, **arguments)
 
 
 def test_scoring_needs_raters_of_the_same_items(tmp_path: Path) -> None:

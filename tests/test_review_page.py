@@ -181,6 +181,24 @@ def test_leaving_a_correction_writes_nothing(tab: Tab, server: ReviewServer) -> 
     assert reviews(server) == []
 
 
+def test_a_click_elsewhere_loses_no_correction(tab: Tab, server: ReviewServer) -> None:
+    open_page(tab, server)
+    tab.press("e")
+    tab.wait("document.activeElement.tagName === 'TEXTAREA'")
+    tab.type("half a thou")
+    for click in ("document.querySelector('#rows li:nth-child(4) button').click()", "by('reject').click()",
+                  "by('find').value = 'nothing'; by('find').dispatchEvent(new Event('input'))"):  # fmt: skip
+        tab.run("say('')")
+        tab.run(click)
+        tab.wait("document.querySelector('#status').textContent === 'save the correction or leave it first'")
+        assert tab.run("document.activeElement.value").endswith("half a thou")
+    assert (place(tab), reviews(server)) == (0, [])
+    tab.type("ght.")
+    tab.press("Enter", ctrl=True)
+    saved(tab, "corrected")
+    assert [line["trace"][-15:] for line in reviews(server)] == ["half a thought."]
+
+
 def test_finding_and_clicking(tab: Tab, server: ReviewServer) -> None:
     open_page(tab, server)
     wanted = server.book.index.keys[5][0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +16,8 @@ import pytest
 
 from pipelines.run_recipe import Step, _outputs_sha256, _state, main, read_recipe
 from raters.records import ConfigError, JudgeseyeError
-from tests.places import CHECKOUT
+from tests.places import CHECKOUT, DEMO
+from tests.stage_runs import read
 
 TWO_STEPS = """\
 steps:
@@ -32,6 +35,26 @@ def write_recipe(folder: Path, text: str) -> Path:
 def ran(captured: str) -> list[str]:
     """Return the names of the steps that a call has run, from what it says."""
     return [line.split()[1] for line in captured.splitlines() if line.startswith("[") and line.endswith(": running")]
+
+
+def test_the_recipe_of_the_readme_goes_from_a_table_to_a_certified_rater(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"```yaml\n(steps:\n.*?)```", readme, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    texts = {record["item_id"]: record["inputs"] for record in read(DEMO / "items.jsonl")}
+    with Path("labels.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["item_id", "question", "reply", "annotator", "label"])
+        for one in read(DEMO / "annotations.jsonl"):
+            table.writerow([one["item_id"], *texts[one["item_id"]].values(), one["annotator_id"], one["label"]])
+    Path("told.md").write_text("Rate how helpful the reply is.\n")
+    Path("my_recipe.yaml").write_text(recipe)
+    assert main(["my_recipe.yaml"]) == 0
+    certificate = json.loads(Path("runs/my_recipe/export/rater_label/certificate.json").read_text())
+    assert certificate["certified"] is True
+    assert set(certificate["agreement"]) >= {"kendall_tau_b", "krippendorff_alpha"}
 
 
 def test_steps_run_once_and_again_only_after_a_change(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -90,6 +90,13 @@ def test_bad_input_is_one_line_and_status_2(stage: str, arguments: list[str], sa
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("stage", ["score_agreement", "refine_guideline", "finetune_rater"])
+def test_a_seed_that_no_generator_of_numbers_takes_is_refused(stage: str, tmp_path: Path) -> None:
+    outcome = run_alone(stage, "--seed", "-1", folder=tmp_path)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert "--seed -1: must be greater than or equal to 0" in outcome.error_line
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_interruption_is_one_line_and_status_130(stage: str, tmp_path: Path) -> None:
     """The stage waits for its configuration, which comes from a pipe that nobody writes to."""

@@ -39,7 +39,9 @@ def _inspect(export: Export) -> Files:
         + ('__all__ = ["held_out", "rater"]\n')
     )
     ready = f"Once: `pip install {export.place} 'inspect-ai>=0.3.200' openai`. {export.server}"
-    task = f"`inspect eval {package}/held_out --model none` rates the items of the export again"
+    of = "the items of the export" if export.items else "those of a file"
+    items = "" if export.items else " -T items=FILE"
+    task = f"`inspect eval {package}/held_out{items} --model none` rates {of} again"
     run = (
         f"Scorer `{package}/{name}` scores your tasks and logs (`inspect score LOG --scorer {package}/{name}`); {task}"
     )
@@ -137,7 +139,8 @@ def _promptfoo(export: Export) -> Files:
         "assertion.py": export.harness("promptfoo_assertion"),
         "promptfooconfig.yaml": _yaml(config),
     }
-    run = "put your model in place of NAME in promptfooconfig.yaml and run `promptfoo eval` in this folder"
+    own = "your model in place of NAME" + ("" if export.items else ", and your texts in place of …,")
+    run = f"put {own} in promptfooconfig.yaml and run `promptfoo eval` in this folder"
     if not export.record["embedded"]:
         rubric = {
             **config,
@@ -184,7 +187,8 @@ def _deepeval(export: Export) -> Files:
 
 def _mlflow(export: Export) -> Files:
     run = "`from mlflow_scorer import rater`, then `mlflow.genai.evaluate(data, scorers=[rater])` in this folder"
-    align = "`guideline_judge().align(traces, TraceOptimizer('work'))` (optimizer.py) needs judgeseye beside it"
+    judge = "guideline_judge('openai:/NAME')" if export.record["embedded"] else "guideline_judge()"
+    align = f"`{judge}.align(traces, TraceOptimizer('work'))` (optimizer.py) needs judgeseye beside it"
     return {
         **export.core(),
         "mlflow_scorer.py": export.harness("mlflow_scorer"),
@@ -212,16 +216,14 @@ def _openai_batch(export: Export) -> Files:
             lines.append(line)
             size += len(line)
     files[f"requests-{len(files) + 1}.jsonl"] = b"".join(lines)
-    ask = (
-        "Upload requests-1.jsonl to the provider's batch API, or `vllm run-batch -i requests-1.jsonl -o answers.jsonl`"
-    )
+    rest, more = (f" to requests-{len(files)}.jsonl, a batch each,", " …") if len(files) > 1 else ("", "")
+    run = "`vllm run-batch -i requests-1.jsonl -o answers.jsonl`"
+    ask = f"Upload requests-1.jsonl{rest} to the provider's batch API, or {run} with `--model {judge.model}`."
     return {
         **export.core(),
         **files,
         "read_answers.py": export.harness("read_answers"),
-        "README.md": export.readme(
-            f"{ask} with `--model {judge.model}`.", "Then `python read_answers.py answers.jsonl` writes verdicts.jsonl."
-        ),
+        "README.md": export.readme(ask, f"Then `python read_answers.py answers.jsonl{more}` writes verdicts.jsonl."),
     }
 
 
@@ -234,7 +236,7 @@ def _python(export: Export) -> Files:
         "__init__.py": export.harness("function", relative=True),
         "README.md": export.readme(
             f"It needs nothing but Python 3.10 or later. {export.server}",
-            f"`from {export.folder.name} import rate`, then `rate({{{fields}}}).verdict`.",
+            f"In the folder above: `from {export.folder.name} import rate`, then `rate({{{fields}}}).verdict`.",
         ),
     }
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from raters.importers.source_items import in_short, is_missing
 from raters.importers.tables import Row
+from raters.importers.wide_form import SLOT, LabelColumn, columns_of, guessed
 from raters.records import ConfigError, shown
 
 Holds = Literal["both", "texts", "labels"]
@@ -22,9 +23,27 @@ _ITEM = ("itemid", ("exampleid", "sampleid", "instanceid", "taskid", "storyid", 
 _ANNOTATOR = ("annotatorid", ("annotator", "workerid", "raterid", "coderid", "userid", "labelerid", "labellerid",
               "judgeid", "participantid", "assessorid"), ("worker", "rater", "coder", "user", "labeler", "labeller",
               "judge", "participant", "assessor", "username"))  # fmt: skip
-_LABEL = ("label", ("rating", "score", "annotation", "judgment", "judgement", "grade", "stars", "class", "category"))
+_LABEL = (
+    "label",
+    (
+        "rating",
+        "score",
+        "annotation",
+        "judgment",
+        "judgement",
+        "grade",
+        "stars",
+        "class",
+        "category",
+        "winner",
+        "preference",
+        "preferred",
+    ),
+)
 _DIMENSION = ("dimension", ("criterion", "aspect", "attribute"))
 _RATIONALE = ("rationale",)
+_REASON = ("rationale", ("reason", "reasons", "reasoning", "explanation", "justification"))
+"""The second tier is an item's own text where no other column is one."""
 _TEXTS = frozenset(
     "text document content sentence passage prompt question query instruction input context source response reply "
     "answer output completion target translation story essay fulltext summary decoded comment review post tweet "
@@ -51,6 +70,7 @@ class Columns:
         annotator: Who labelled.
         labels: Labels, a dimension each (or of the dimension that `dimension` says).
         annotators: In wide form, a column of labels for each annotator.
+        several: In wide form of several dimensions, the columns of labels; as an option, patterns in `annotators`.
         dimension: Which question the row's label answers.
         rationale: People's own reasons.
         metadata: What else is kept, unseen by raters; None for all that is left.
@@ -63,6 +83,7 @@ class Columns:
     annotator: str | None = None
     labels: tuple[str, ...] = ()
     annotators: tuple[str, ...] = ()
+    several: tuple[LabelColumn, ...] = ()
     dimension: str | None = None
     rationale: str | None = None
     metadata: tuple[str, ...] | None = None
@@ -81,6 +102,7 @@ class Columns:
 
 def tell_columns(sample: Sequence[Row], asked: Columns, holds: Holds = "both") -> tuple[Columns, list[str]]:
     """Return which column is what, and a line for each guess; see `table_items.read_table`."""
+    asked = _several(sample, asked)
     told = _Columns(sample, asked)
     for name, option in asked.named().items():
         if name not in told.names:
@@ -91,11 +113,12 @@ def tell_columns(sample: Sequence[Row], asked: Columns, holds: Holds = "both") -
     found = replace(asked, item=item)
     if holds != "texts":
         found = told.with_labels(found)
-    rationale = asked.rationale or told.guess("rationale", _RATIONALE, "people's own reasons, which no rater sees")
+    known = _REASON if holds != "texts" and told.has_texts_besides(_REASON[1]) else _RATIONALE
+    rationale = asked.rationale or told.guess("rationale", known, "people's own reasons, which no rater sees")
     found = told.with_texts(replace(found, rationale=rationale), holds)
     if item is None:
         told.notes.append("no column is the item's id: rows with the same texts are one item (--item)")
-    if found.annotator is None and not found.annotators and holds != "texts":
+    if found.annotator is None and not found.annotators and not found.several and holds != "texts":
         told.notes.append("no column says who labelled: all labels are one person's (--annotator)")
     return found, told.notes
 
@@ -115,6 +138,7 @@ class _Columns:
         self.names = list(dict.fromkeys(name for _, values in sample for name in values))
         self.notes: list[str] = []
         self._taken = {name for name, option in asked.named().items() if option not in ("--group-by", "--pair")}
+        self._taken |= {one.column for one in asked.several}
         if "" in self.names:
             self.notes.append("the column without a name is left out")
 
@@ -145,13 +169,19 @@ class _Columns:
                 return found[0]
         return None
 
+    def has_texts_besides(self, names: Sequence[str]) -> bool:
+        """Return True if items have texts, here or elsewhere, without the columns of some names."""
+        if self.asked.texts:
+            return True
+        return any(is_text(self.sample, name) for name in self._rest if _folded(name) not in names)
+
     def with_labels(self, columns: Columns) -> Columns:
         """Return columns with who labelled, and where labels and what they are of stand.
 
         Raises:
             ConfigError: If that cannot be told.
         """
-        if columns.annotators:
+        if columns.annotators or columns.several:
             if columns.annotator:
                 raise ConfigError(
                     "--annotators: is for a column of labels each, so nobody else labels; leave out --annotator"
@@ -163,6 +193,8 @@ class _Columns:
             self._taken |= set(wide)
             self.notes.append(f"columns {', '.join(map(shown, wide))} are annotators' labels (--annotators)")
             return replace(columns, annotators=wide)
+        if not labels and annotator is None and (several := self._guessed_several()):
+            return replace(columns, several=several)
         if not labels:
             found = self.guess("label", _LABEL, "the label")
             if found is None:
@@ -172,6 +204,20 @@ class _Columns:
         if len(labels) == 1:
             dimension = dimension or self.guess("dimension-column", _DIMENSION, "which dimension the label is of")
         return replace(columns, annotator=annotator, labels=labels, dimension=dimension)
+
+    def _guessed_several(self) -> tuple[LabelColumn, ...]:
+        """Return columns of several annotators on several dimensions, and leave out the texts among them."""
+        texts = [name for name in self._rest if is_text(self.sample, name)]
+        several = guessed([name for name in self._rest if name not in texts])
+        if several:
+            people, dimensions = (list(dict.fromkeys(part)) for part in list(zip(*several, strict=True))[1:])
+            self._taken |= {one.column for one in several}
+            named = f"the labels of {in_short(people)} on {in_short(dimensions)}"
+            self.notes.append(f"columns such as {shown(several[0].column)} are {named} (--annotators)")
+            if comments := [name for name in texts if any(person in name for person in people)]:
+                self._taken |= set(comments)
+                self.notes.append(f"left out, since annotators wrote them: {', '.join(map(shown, comments))}")
+        return several
 
     def _no_label(self) -> ConfigError:
         if len(self.names) == 1:
@@ -211,6 +257,14 @@ class _Columns:
             if metadata:
                 self.notes.append(f"metadata, which no rater sees: {', '.join(map(shown, metadata))} (--metadata)")
         return replace(columns, texts=texts, metadata=metadata)
+
+
+def _several(sample: Sequence[Row], asked: Columns) -> Columns:
+    """Return what the user says with patterns of annotators' columns as the columns that they stand for."""
+    if not any(SLOT in name for name in asked.annotators):
+        return asked
+    names = list(dict.fromkeys(name for _, values in sample for name in values))
+    return replace(asked, annotators=(), several=columns_of(asked.annotators, names, sample[0][0].file))
 
 
 def pair_of(texts: Sequence[str]) -> tuple[str, str] | None:

@@ -24,6 +24,15 @@ Labelled = tuple[object, Place]
 """A label as it stands in the source, and where."""
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_LEADING_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+_WORDED_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?[\s:=().\u2013\u2014-]+[^\W\d_].*")
+_BETWEEN_LABELS = re.compile(r"\s*[,;|]\s*")
+_LIST_IN_TEXT = re.compile(r"""[\[{]\s*["'].*[\]}]""", re.DOTALL)
+_SEVERAL = (
+    "holds several labels, and a person gives an item one on a dimension; make each choice a dimension of its own (a "
+    "column of yes and no), or leave such items out"
+)
 _RANGE = re.compile(r"([+-]?\d+)\.\.([+-]?\d+)")
 _LARGEST = 2**53
 """Up to there every whole number is a float of its own."""
@@ -55,7 +64,7 @@ _PAIRS: tuple[tuple[str, str], ...] = (
     ("a", "b"), ("1", "2"), ("left", "right"), ("first", "second"), ("model_a", "model_b"),
     ("response_a", "response_b"), ("response_1", "response_2"),
 )  # fmt: skip
-_TIES = frozenset("tie equal same both neither draw none = c".split())
+_TIES = frozenset({*"tie equal same both neither draw none = c".split(), "tie (bothbad)", "both bad", "both good"})
 
 
 def parse_scale(text: str) -> dict[str, Any]:
@@ -124,16 +133,25 @@ def scale_of(
         scale = _validated(record, f"--scale of {dimension}", ConfigError)
         return scale, _on(scale, values, labels, dimension), ""
     numbers = [_number(value) if isinstance(value, str) else value for value in values]
+    _no_decimal_comma(numbers, values, labels, dimension)
     if pair is not None and (compared := _pairwise(values, pair)):
-        scale = _validated(compared, f"labels of {dimension}", DataError)
-        first, second = scale.labels[:2]  # type: ignore[union-attr]
-        return scale, _on(scale, values, labels, dimension), f"{first} is for {pair[0]}, {second} for {pair[1]}"
+        record, ties = compared
+        scale = _validated(record, f"labels of {dimension}", DataError)
+        first, second = record["labels"][:2]
+        note = f"{first} is for {pair[0]}, {second} for {pair[1]}"
+        if len(ties) > 1:
+            note += f"; {' and '.join(map(shown, ties))} are one tie (--scale nominal:… keeps them apart)"
+            folded = {str(tie).casefold() for tie in ties}
+            values = [record["labels"][2] if str(value).casefold() in folded else value for value in values]
+        return scale, _on(scale, values, labels, dimension), note
     if all(number is not None for number in numbers):
         found = [number for number in numbers if number is not None]
         record, note = _of_numbers(found, dimension, labels[0][1])
     else:
-        _no_mixture(numbers, values, labels, dimension)
+        if not _are_worded_ends(values):
+            _no_mixture(numbers, values, labels, dimension)
         values = _one_spelling([str(value) for value in values])
+        _no_joined_labels(values, labels, dimension)
         record, note = _of_texts([str(value) for value in values], dimension, labels[0][1])
     scale = _validated(record, f"labels of {dimension}", DataError)
     return scale, _on(scale, values, labels, dimension), note
@@ -155,13 +173,15 @@ def _plain(value: object, dimension: str, place: Place) -> int | float | str:
             raise DataError(
                 f"{place}: label {shown(text)} of {dimension} is a formula of a spreadsheet; export values instead"
             )
+        if _LIST_IN_TEXT.fullmatch(text):
+            raise DataError(f"{place}: label {shown(text)} of {dimension} is a list in a text; write the label alone")
         if "<" in text or ">" in text:
             raise DataError(
                 f"{place}: label {shown(text)} of {dimension} holds < or >, which mark verdicts in answers; rename it"
             )
         return text
-    what = "holds several labels" if isinstance(value, list) else "is neither text nor number"
-    raise DataError(f"{place}: label {shown(value)} of {dimension} {what}; export one label for each dimension")
+    what = _SEVERAL if isinstance(value, list) else "is neither text nor number; export one label for each dimension"
+    raise DataError(f"{place}: label {shown(value)} of {dimension} {what}")
 
 
 def _number(text: str) -> int | float | None:
@@ -171,6 +191,43 @@ def _number(text: str) -> int | float | None:
     if abs(number) > _LARGEST:
         return None
     return int(number) if number.is_integer() else number
+
+
+def _no_decimal_comma(
+    numbers: Sequence[object], values: Sequence[object], labels: Sequence[Labelled], dimension: str
+) -> None:
+    """Refuse numbers with a comma, which would be texts without an order."""
+    commas = [isinstance(value, str) and bool(_DECIMAL_COMMA.fullmatch(value)) for value in values]
+    if True in commas and all(comma or number is not None for comma, number in zip(commas, numbers, strict=True)):
+        value, place = values[commas.index(True)], labels[commas.index(True)][1]
+        point = str(value).replace(",", ".")
+        raise DataError(
+            f"{place}: label {shown(value)} of {dimension} has a comma where a number has a point; write {point}, or "
+            "one label if these are two"
+        )
+
+
+def _no_joined_labels(values: Sequence[int | float | str], labels: Sequence[Labelled], dimension: str) -> None:
+    """Refuse `joy, anger` where joy and anger are labels themselves: as a text it would be a third label."""
+    known = set(values)
+    for value, (_, place) in zip(values, labels, strict=True):
+        parts = _BETWEEN_LABELS.split(str(value))
+        if len(parts) > 1 and known.issuperset(parts):
+            raise DataError(f"{place}: label {shown(value)} of {dimension} {_SEVERAL}")
+
+
+def _by_leading_number(distinct: Sequence[str]) -> list[str]:
+    """Return texts in the order of the numbers they begin with; none if one has no number of its own."""
+    begin = {float(match[0]): text for text in distinct if (match := _LEADING_NUMBER.match(text))}
+    return [begin[number] for number in sorted(begin)] if len(begin) == len(distinct) else []
+
+
+def _are_worded_ends(values: Sequence[int | float | str]) -> bool:
+    """Return True for labels of a survey that words the ends of its scale alone: `1 - never`, 2, 3, `4 - always`."""
+    ordered = _by_leading_number(sorted({str(value) for value in values}))
+    worded = [_number(text) is None for text in ordered]
+    of_words = all(_WORDED_NUMBER.fullmatch(text) for text, is_text in zip(ordered, worded, strict=True) if is_text)
+    return len(ordered) > 2 and of_words and not any(worded[1:-1])
 
 
 def _no_mixture(
@@ -222,32 +279,41 @@ def _of_texts(texts: Sequence[str], dimension: str, place: Place) -> tuple[dict[
     if len(distinct) > _MOST_NOMINAL or (len(distinct) > _MOST_STEPS and 5 * len(distinct) > len(texts)):
         raise DataError(
             f"{place.file}: {dimension} has {len(distinct)} different texts as labels, such as {shown(distinct[0])}; "
-            "that is no scale: give another --label, or the --scale"
+            "that is no scale: give another --label or --dimension, or the --scale"
         )
     folded = {" ".join(re.split(r"[\s_-]+", text.casefold())): text for text in distinct}
     for order in _ORDERS:
         if len(folded) > 2 and set(folded) <= set(order):
             labels = [folded[word] for word in order if word in folded]
             return {"type": "ordinal", "labels": labels}, "guessed: words of a known order (--scale if it is another)"
+    if labels := _by_leading_number(distinct):
+        return {
+            "type": "ordinal",
+            "labels": labels,
+        }, "guessed: by the numbers they begin with (--scale nominal:… if not)"
     return {
         "type": "nominal",
         "labels": distinct,
     }, "guessed: texts without an order (--scale ordinal:… if they have one)"
 
 
-def _pairwise(values: Sequence[int | float | str], pair: tuple[str, str]) -> dict[str, Any] | None:
-    """Return a pairwise scale if the labels are words for one of two texts, or for neither."""
+def _pairwise(
+    values: Sequence[int | float | str], pair: tuple[str, str]
+) -> tuple[dict[str, Any], list[int | float | str]] | None:
+    """Return (a pairwise scale, the labels for neither) if the labels are words for one of two texts, or for neither.
+
+    Words for neither are one label of the scale: `tie` and `tie (bothbad)` of an arena prefer nothing.
+    """
     by_fold: dict[str, int | float | str] = {}
     for value in values:
         by_fold.setdefault(str(value).casefold(), value)
     for names in ((pair[0].casefold(), pair[1].casefold()), *_PAIRS):
         rest = set(by_fold) - set(names)
-        if len(rest) <= 1 and rest <= _TIES - set(names) and set(by_fold) & set(names):
+        if rest <= _TIES - set(names) and set(by_fold) & set(names):
             first, second = (by_fold.get(name, _unseen(name, by_fold)) for name in names)
-            labels = [first, second, *(str(by_fold[name]) for name in rest)]
-            if rest:
-                labels = [str(label) for label in labels]
-            return {"type": "pairwise", "labels": labels, "fields": list(pair)}
+            ties = [by_fold[name] for name in sorted(rest, key=lambda name: (name != "tie", name))]
+            labels = [str(label) for label in (first, second, ties[0])] if ties else [first, second]
+            return {"type": "pairwise", "labels": labels, "fields": list(pair)}, ties
     return None
 
 

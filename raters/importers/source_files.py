@@ -28,6 +28,7 @@ TABLES = ("csv", "tsv", "jsonl", "ndjson", "json", "parquet")
 
 PACKED: dict[str, Callable[[Path], Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 _UNPACKING_ERRORS = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, gzip.BadGzipFile, NotImplementedError)
+_SPREADSHEETS = ("xlsx", "xls", "xlsm", "ods", "numbers")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _CHUNK = 1 << 20
 
@@ -245,6 +246,8 @@ def source_files(path: Path, limits: Limits) -> list[SourceFile]:
     found = _files_of(path, path.parent, limits)
     if not found:
         raise DataError(f"{path}: the archive holds no file that can be read ({', '.join(TABLES)}); unpack it and look")
+    if found[0].suffix in _SPREADSHEETS:
+        raise DataError(f"{path}: is a spreadsheet; save its sheet as CSV in UTF-8 first, and give that file")
     if found[0].suffix not in TABLES:
         known = ", ".join(TABLES)
         raise DataError(f"{path}: cannot tell what it is from its suffix; name it as one of {known}, or convert it")

@@ -59,6 +59,8 @@ def _items(rows: Iterable[Row], columns: Columns, default_dimension: str | None)
 def _labels(values: Mapping[str, Any], columns: Columns, default: str | None, place: Place) -> list[SourceLabel]:
     rationale = None if columns.rationale is None else values.get(columns.rationale)
     reason = None if is_missing(rationale) else str(rationale)
+    if columns.several:
+        return [SourceLabel(one.annotator, one.dimension, values.get(one.column), reason) for one in columns.several]
     if columns.annotators:
         name = default or "quality"
         return [SourceLabel(column, name, values.get(column), reason) for column in columns.annotators]

@@ -7,8 +7,9 @@ faster readers guess. Parquet is read in batches that are small enough for what 
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from raters.records import ConfigError, DataError, shown
 
 Row = tuple[Place, Mapping[str, Any]]
 _DELIMITERS = (",", ";", "\t", "|")
+_EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?[,;\t|]*\s*', re.IGNORECASE)
 _BATCH_BYTES = 512 << 20
 _MOST_BATCH_ROWS = 1024
 
@@ -47,22 +49,25 @@ def table_rows(
 
 def table_columns(file: SourceFile, encoding: str | None, delimiter: str | None) -> list[str]:
     """Return the names in the header of a CSV or TSV file; none if it cannot be read."""
-    first = next(file.text_lines(encoding))
+    first, between, _ = _header_line(file, file.text_lines(encoding), delimiter)
     try:
-        cells = next(csv.reader([first], delimiter=delimiter or _between(file, first)), [])
+        cells = next(csv.reader([first], delimiter=between), [])
     except csv.Error:
         return []
     return [" ".join(cell.split()) for cell in cells]
 
 
-def _between(file: SourceFile, header: str) -> str:
-    return "\t" if file.suffix == "tsv" else _delimiter(header)
+def _header_line(file: SourceFile, lines: Iterator[str], delimiter: str | None) -> tuple[str, str, int]:
+    """Return (header, what stands between its cells, lines passed over: Excel's `sep=;` before it)."""
+    first, passed = next(lines), 0
+    if said := _EXCEL_SEPARATOR.fullmatch(first):
+        first, passed, delimiter = next(lines, ""), 1, delimiter or said[1]
+    return first, delimiter or ("\t" if file.suffix == "tsv" else _delimiter(first)), passed
 
 
 def _csv_rows(file: SourceFile, encoding: str | None, delimiter: str | None, quotes: bool) -> Iterator[Row]:
     lines = file.text_lines(encoding)
-    first = next(lines)
-    between = delimiter or _between(file, first)
+    first, between, passed = _header_line(file, lines, delimiter)
     # A bound on one cell: a quote that is never closed would take the rest of the file for one.
     csv.field_size_limit(file.limits.line_bytes)
     reader = csv.reader(
@@ -71,24 +76,33 @@ def _csv_rows(file: SourceFile, encoding: str | None, delimiter: str | None, quo
         quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
         strict=True,
     )
-    row = 0
+    row = passed
     columns: list[str] | None = None
+    nameless: list[int] = []
     found = False
     try:
         for cells in reader:
             row += 1
             if columns is None:
                 columns = _header(cells, file.name) if cells else None
-            elif cells:
+                nameless = _nameless(columns or ())
+            elif any(cell.strip() for cell in cells):  # spreadsheets leave rows of nothing behind the last one
                 if len(cells) != len(columns):
+                    line = _line(row, reader.line_num + passed)
                     raise DataError(
-                        f"{file.name} row {row}{_line(row, reader.line_num)}: has {_cells(len(cells))}, the header "
-                        f"{len(columns)}; put quotes around a cell that holds {shown(between)} or a line break"
+                        f"{file.name} row {row}{line}: has {_cells(len(cells))}, the header {len(columns)}; put quotes "
+                        f"around a cell that holds {shown(between)} or a line break"
+                    )
+                if nameless and (value := next((cells[at] for at in nameless if cells[at].strip()), None)):
+                    raise DataError(
+                        f"{file.name} row 1: several columns are without a name, and row {row} has {shown(value)} in "
+                        "one; give every column its own name"
                     )
                 found = True
                 yield Place(file.name, "row", row), dict(zip(columns, cells, strict=True))
     except csv.Error as error:
-        raise DataError(f"{file.name} row {row + 1}{_line(row + 1, reader.line_num)}: {_problem(error)}") from error
+        where = f"{file.name} row {row + 1}{_line(row + 1, reader.line_num + passed)}"
+        raise DataError(f"{where}: {_problem(error)}") from error
     if columns is None:
         raise DataError(f"{file.name}: is empty; export it again")
     if not found:
@@ -129,10 +143,15 @@ def _delimiter(header: str) -> str:
 def _header(cells: list[str], name: str) -> list[str]:
     columns = [" ".join(cell.split()) for cell in cells]
     for column, count in Counter(columns).items():
-        if count > 1:
-            what = f"column {shown(column)} stands" if column else "a column without a name stands"
-            raise DataError(f"{name} row 1: {what} twice; give every column its own name")
+        if count > 1 and column:
+            raise DataError(f"{name} row 1: column {shown(column)} stands twice; give every column its own name")
     return columns
+
+
+def _nameless(columns: Sequence[str]) -> list[int]:
+    """Return where columns without a name are, if there are several: spreadsheets leave empty ones at the end."""
+    places = [place for place, column in enumerate(columns) if not column]
+    return places if len(places) > 1 else []
 
 
 def _with(first: str, rest: Iterator[str]) -> Iterator[str]:

@@ -6,7 +6,6 @@ clipping, the learning rate that it is used at, and the optimizer's state behind
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -18,7 +17,7 @@ import torch
 
 from raters.influence.adamw import AdamWState, AdamWStep
 from raters.influence.trajectory import STATES, Header, RecordedStep, TrajectoryWriter
-from raters.journal import to_line, write_atomically
+from raters.journal import read_lines, to_line, write_atomically
 from raters.records import ConfigError, ModelError
 from raters.training_phases import Phase
 
@@ -226,4 +225,4 @@ def _size(count: int) -> str:
 
 def read_examples(folder: Path) -> list[dict[str, Any]]:
     """Return the examples of a recorded run, in the order of their places."""
-    return [json.loads(line) for line in (folder / EXAMPLES).read_text(encoding="utf-8").splitlines()]
+    return [record for _, _, record in read_lines(folder / EXAMPLES)]

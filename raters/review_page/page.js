@@ -80,10 +80,19 @@ function mark() {
   }
 }
 
+// What somebody is writing is not lost by a click elsewhere.
+function heldBack() {
+  if (!editing) return false;
+  say("save the correction or leave it first", true);
+  document.querySelector("textarea").focus();
+  return true;
+}
+
 async function read(place) {
+  if (heldBack()) return;
   const number = ++asked;
   const label = await request(`label?place=${place}`);
-  if (number !== asked) return;
+  if (number !== asked || heldBack()) return;
   const moved = current !== null && current.place !== place;
   current = label;
   show();
@@ -126,7 +135,7 @@ function side(kind, title) {
 async function extend(kind) {
   const place = current.place;
   const label = await request(`label?place=${place}&${kind}_from=${current[kind].length}`);
-  if (current.place !== place) return;
+  if (current.place !== place || heldBack()) return;
   current[kind].push(...label[kind]);
   current.more[kind] = label.more[kind];
   show();
@@ -176,7 +185,7 @@ function correct(card) {
 }
 
 const review = safely(async (action, draw = null, trace = null) => {
-  if (saving) return;
+  if (saving || (action !== "correct" && heldBack())) return;
   saving = true;
   try {
     const {place, item_id: item} = current;
@@ -218,7 +227,7 @@ const openNext = safely(async () => {
 
 const refresh = safely(async () => {
   if (await list()) await read(rows[0].place);
-  else { current = null; by("label").replaceChildren(element("p", {class: "empty"}, "No such label.")); }
+  else if (!heldBack()) { current = null; by("label").replaceChildren(element("p", {class: "empty"}, "No such label.")); }
 });
 
 function focusDraw(by_, draw = null) {

@@ -96,7 +96,7 @@ def held_out(items: str | None = None) -> Task:
     path = Path(items) if items else HERE / "items.jsonl"
     if not path.is_file():
         raise JudgeError(f"{path}: no such file; give -T items=FILE, or export the rater with --corpus")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     samples = [
         Sample(
             id=record["item_id"],

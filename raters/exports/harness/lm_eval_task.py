@@ -25,7 +25,7 @@ def items(**_: Any) -> Mapping[str, Any]:
     """Return the items of the export as the task's data set."""
     import datasets
 
-    lines = (HERE / "items.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (HERE / "items.jsonl").read_text(encoding="utf-8").split("\n")
     return {"test": datasets.Dataset.from_list([json.loads(line) for line in lines if line.strip()])}
 
 

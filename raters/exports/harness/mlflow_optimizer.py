@@ -111,7 +111,8 @@ class TraceOptimizer(AlignmentOptimizer):
         (corpus / "guidelines").mkdir(parents=True, exist_ok=True)
         entry = {"scale": JUDGE.record["scale"], "guideline": "guidelines/guideline.md"}
         settings = {"name": JUDGE.name, "dimensions": {JUDGE.record["dimension"]: entry}}
-        (corpus / "corpus.yaml").write_text(json.dumps(settings, indent=2), encoding="utf-8")  # JSON is YAML
+        # JSON is YAML, but for characters beyond U+FFFF as JSON escapes them.
+        (corpus / "corpus.yaml").write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
         (corpus / "guidelines" / "guideline.md").write_text(JUDGE.guideline, encoding="utf-8")
         for path, records in (("items.jsonl", items), ("annotations.jsonl", annotations)):
             text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

@@ -51,7 +51,7 @@ def get_assert(output: Any, context: Mapping[str, Any]) -> dict[str, Any]:
 def _known(context: Mapping[str, Any]) -> dict[str, Any]:
     known = dict(context.get("vars") or {})
     if "item_id" in known and (HERE / "items.jsonl").is_file():
-        for line in (HERE / "items.jsonl").read_text(encoding="utf-8").splitlines():
-            if (item := json.loads(line))["item_id"] == known["item_id"]:
+        for line in (HERE / "items.jsonl").read_text(encoding="utf-8").split("\n"):
+            if line and (item := json.loads(line))["item_id"] == known["item_id"]:
                 return {**known, **item["inputs"]}
     return known

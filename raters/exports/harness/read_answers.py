@@ -28,7 +28,7 @@ def main(paths: Sequence[str]) -> int:
     for path in paths:
         place = path
         try:
-            for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+            for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
                 place = f"{path} line {number}"
                 if line.strip():
                     record = json.loads(line)
@@ -40,7 +40,7 @@ def main(paths: Sequence[str]) -> int:
         except (ValueError, KeyError, TypeError):
             print(f"{place}: is no answer of a batch; give the file of answers", file=sys.stderr)
             return 2
-    items = [json.loads(line) for line in (HERE / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+    items = [json.loads(line) for line in (HERE / "items.jsonl").read_text(encoding="utf-8").split("\n") if line]
     missing = unreadable = 0
     lines = []
     for row, item in enumerate(items):
