@@ -59,9 +59,11 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """Return what decides the meaning of the run's records."""
         from raters.journal import sha256_of
+        from raters.rater_files import adapter_sha256
         from raters.splits import ids_sha256
 
         options, run = self.options, self.run
+        adapter = {} if options.adapter is None else {"adapter_sha256": adapter_sha256(Path(options.adapter))}
         decisive = (
             "base target method ordinal seed seeds lr lr_schedule weight_decay rank alpha dropout beta pairs dev_draws "
             "dev_max_tokens max_length load_4bit adapter"
@@ -74,6 +76,7 @@ class Plan:
             "prompt": self.question.prompt.sha256,
             "dev_items": ids_sha256([run.corpus.item_ids[item] for item in self.dev.items]),
             **{name: getattr(options, name) for name in decisive.split()},
+            **adapter,
             "dtype": self.dtype,
             "chat_template": None if self.chat_template is None else sha256_of(self.chat_template),
             **{f"{phase.name}_schedule": _numbers(phase) for phase in self.phases},
@@ -103,9 +106,12 @@ class Plan:
         import numpy as np
 
         from raters.models.protocol import SamplingSettings
-        from raters.rater_files import RaterSpec, SeenItems, default_aggregate
+        from raters.rater_files import RaterSpec, default_aggregate, seen_by_adapter
 
         assert self.options.base is not None
+        seen = self.run.generator.seen.with_items(self.run.corpus, np.flatnonzero(self.run.split.parts < 2))
+        if self.options.adapter is not None:
+            seen = seen.united(seen_by_adapter(Path(self.options.adapter)))
         most = self.options.dev_max_tokens
         return RaterSpec(
             model=self.options.base,
@@ -116,7 +122,7 @@ class Plan:
             draws=self.options.dev_draws,
             aggregate=default_aggregate(self.question.dimension.scale),
             reasoning=self.options.target != "label",
-            seen=SeenItems.of(self.run.corpus, np.flatnonzero(self.run.split.parts < 2)),
+            seen=seen,
         )
 
 

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -17,7 +19,7 @@ from pipelines.rate_items import main as rate_items
 from raters.models.bases import base_fingerprint
 from raters.models.hf import HFModel
 from raters.models.protocol import SamplingSettings
-from raters.rater_files import read_rater
+from raters.rater_files import SeenItems, read_rater
 from raters.records import ConfigError, DataError, ModelAccessError
 from tests.places import CHECKOUT
 from tests.small_corpora import INTERVAL, NOMINAL, ORDINAL_5
@@ -191,6 +193,22 @@ def test_an_adapter_to_begin_with(run: Path, base: Path, tmp_path: Path) -> None
     done(finetune(run, base, tmp_path / "second", *more))
     # the same examples in the same order, by an adapter that has seen them
     assert losses(tmp_path / "second")[0] < losses(tmp_path / "first")[0]
+    # trained again in its place, it is another one
+    done(finetune(run, base, tmp_path / "first", *TWO_STEPS, "--seed", "7", "--new"))
+    assert "adapter_sha256 was" in finetune(run, base, tmp_path / "second", *more).error
+
+
+def test_a_rater_has_also_seen_what_it_began_with_and_who_drew_its_traces(base: Path, tmp_path: Path) -> None:
+    folder = write_trace_run(tmp_path / "run")
+    done(finetune(folder, base, tmp_path / "first", *TWO_STEPS))
+    adapter = tmp_path / "first" / "adapter"
+    path, generator = tmp_path / "first" / "rater.yaml", folder / "rater.yaml"
+    spec = read_rater(path)
+    replace(spec, seen=SeenItems(np.array([1, 2]))).write(path)
+    replace(read_rater(generator), seen=SeenItems(np.array([2, 3]))).write(generator)
+    done(finetune(folder, base, tmp_path / "second", *TWO_STEPS, "--adapter", str(adapter)))
+    seen = read_rater(tmp_path / "second" / "rater.yaml").seen.hashes.tolist()
+    assert seen == sorted({1, 2, 3, *spec.seen.hashes.tolist()})
 
 
 @pytest.mark.parametrize("scale", [NOMINAL, ORDINAL_5], ids=["nominal", "ordinal"])
