@@ -388,15 +388,15 @@ def test_hf_ignores_sampling_saved_with_the_model(tiny: Path, tmp_path: Path) ->
 
 
 def test_hf_stops_at_the_end_token(tiny: Path) -> None:
-    completions = draw(HFModel(str(tiny), device="cpu"), range(16), SamplingSettings(max_tokens=400))
+    completions = draw(HFModel(str(tiny), device="cpu"), range(16), SamplingSettings(max_tokens=120))
     assert {completion.finish_reason for completion in completions} == {"stop", "length"}
     for completion in completions:
         assert END_OF_TURN not in completion.text
         assert completion.completion_tokens is not None
         if completion.finish_reason == "length":
-            assert completion.completion_tokens == 400
+            assert completion.completion_tokens == 120
         else:
-            assert completion.completion_tokens < 400
+            assert completion.completion_tokens < 120
 
 
 def test_hf_does_without_a_padding_token(tiny: Path, tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_hf_does_without_a_padding_token(tiny: Path, tmp_path: Path) -> None:
         for key in ("pad_token", "pad_token_id"):
             content.pop(key, None)
         (bare / file).write_text(json.dumps(content))
-    settings = SamplingSettings(max_tokens=300)
+    settings = SamplingSettings(max_tokens=150)
     expected = draw(HFModel(str(tiny), device="cpu"), range(8), settings)
     assert {completion.finish_reason for completion in expected} == {
         "stop",

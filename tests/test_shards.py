@@ -75,7 +75,7 @@ class Job:
         return (*self.arguments, "--out", out or self.out, *more)
 
     def __call__(self, *more: object, out: Path | None = None) -> Outcome:
-        run = run_alone if "--workers" in more else run_here  # who starts workers has a process of its own
+        run = run_alone if "ray" in more else run_here  # Ray stays in the process that has started it
         return run(self.stage, *self.command(*more, out=out))
 
     def seeds_asked(self) -> Counter[int]:
