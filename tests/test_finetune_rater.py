@@ -211,6 +211,45 @@ def test_a_rater_has_also_seen_what_it_began_with_and_who_drew_its_traces(base: 
     assert seen == sorted({1, 2, 3, *spec.seen.hashes.tolist()})
 
 
+def says_of_dev(folder: Path, value: float) -> None:
+    """Have a finished run say another dev figure of its rater."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["summary"]["dev"]["mean"] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_round_that_is_not_better_on_dev_leaves_the_rater_before(run: Path, base: Path, tmp_path: Path) -> None:
+    first = done(finetune(run, base, tmp_path / "1", *TWO_STEPS))
+    value = first.summary["dev"]["mean"]
+    # The same run again is as good, and so not better.
+    said = done(finetune(run, base, tmp_path / "2", *TWO_STEPS, "--gate", str(tmp_path / "1")))
+    assert said.summary["gate"] == {"run": str(tmp_path / "1"), "value": value, "passed": False}
+    assert "not better, so that one stays" in said.out
+    stands = read_rater(tmp_path / "1" / "rater.yaml")
+    kept = read_rater(tmp_path / "2" / "rater.yaml")
+    assert (kept.sha256, kept.adapter) == (stands.sha256, str((tmp_path / "1" / "adapter").resolve()))
+    # The third round is held against the first, whose rater stands, and not against the second.
+    says_of_dev(tmp_path / "2", value - 0.5)
+    third = ("--seed", "3", "--gate", str(tmp_path / "2"))
+    said = done(finetune(run, base, tmp_path / "3", *TWO_STEPS, *third))
+    assert said.summary["gate"]["value"] == value
+    says_of_dev(tmp_path / "1", value - 0.5)
+    said = done(finetune(run, base, tmp_path / "4", *TWO_STEPS, "--seed", "3", "--gate", str(tmp_path / "1")))
+    assert said.summary["gate"]["passed"]
+    assert "better, and takes its place" in said.out
+    assert read_rater(tmp_path / "4" / "rater.yaml").adapter == str(tmp_path / "4" / "adapter")
+
+
+def test_rounds_that_cannot_be_compared(run: Path, base: Path, tmp_path: Path) -> None:
+    gate = ("--gate", str(tmp_path / "1"))
+    assert "holds no finished run of finetune_rater" in refused(run, base, tmp_path, *gate)
+    assert "a run of infer_traces" in refused(run, base, tmp_path, "--gate", str(run))
+    done(finetune(run, base, tmp_path / "1", *TWO_STEPS))
+    for more, named in ((("--dev-draws", "2"), "another dev_draws (1, now 2)"), (("--dev-limit", "5"), "dev_items")):
+        assert named in refused(run, base, tmp_path, *gate, *more)
+    assert "--merge: is about this run's rater" in refused(run, base, tmp_path, *gate, "--merge")
+
+
 @pytest.mark.parametrize("scale", [NOMINAL, ORDINAL_5], ids=["nominal", "ordinal"])
 def test_other_scales(base: Path, tmp_path: Path, scale: dict[str, Any]) -> None:
     folder = write_trace_run(tmp_path / "run", scale)
