@@ -321,7 +321,7 @@ def read_inputs(options: InferTracesOptions, corpus: Corpus | None = None) -> Pl
         rater=rater,
         adapter_sha256=None if options.adapter is None else adapter_sha256(Path(options.adapter)),
     )
-    options.check_budget([plan.model_spec(purpose) for purpose in plan.questions], several=options.several)
+    options.check_budget([plan.model_spec(purpose) for purpose in plan.questions])
     return plan
 
 
