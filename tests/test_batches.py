@@ -199,11 +199,11 @@ def test_items_with_any_name_are_told_apart(run: Run, server: BatchServer, tmp_p
 
 def answered_elsewhere(requests: Path, answers: Path, script: Callable[[dict[str, Any], int], Answer]) -> None:
     """Answer a file of requests as `vllm run-batch` does."""
-    from tests.scripted_server import _completion
+    from tests.scripted_server import completion_body
 
     lines = []
     for number, request in enumerate(read(requests)):
-        body = json.loads(_completion(script(request["body"], number), request["body"], number))
+        body = json.loads(completion_body(script(request["body"], number), request["body"], number))
         response = {"status_code": 200, "request_id": f"vllm-batch-{number}", "body": body}
         lines.append({"id": f"vllm-{number}", "custom_id": request["custom_id"], "response": response, "error": None})
     refused = {"status_code": 400, "request_id": "vllm-batch-x", "body": None}

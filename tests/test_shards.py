@@ -36,6 +36,7 @@ from tests.stage_runs import (
     snapshot,
     started,
     strict,
+    timeless,
     wait_until,
 )
 
@@ -98,10 +99,6 @@ class Job:
 
     def shard_lines(self) -> int:
         return sum(path.read_bytes().count(b"\n") for path in self.out.glob("shards/*.jsonl"))
-
-
-def timeless(path: Path) -> list[Record]:
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in read(path)]
 
 
 KINDS: dict[str, tuple[str, tuple[object, ...]]] = {
