@@ -87,6 +87,11 @@ class FinetuneRaterOptions(StageOptions):
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
     load_4bit: bool = Field(False, description="base in 4 bits (QLoRA); needs bitsandbytes and a GPU")
     adapter: str | None = Field(None, description="adapter to begin with (default: a fresh one)")
+    gate: str | None = Field(
+        None,
+        description="folder of a finished run of finetune_rater, such as the round before: its rater stays unless this "
+        "run's is better on dev",
+    )
     chat_template: str | None = Field(None, description="file of a chat template (default: the base's own)")
     merge: bool = Field(False, description="also write merged/, a whole model")
     keep_checkpoints: bool = Field(False, description="keep every checkpoint, not the last and the best alone")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from raters.models.generation import LoadedModel
     from raters.questions import Question
     from raters.rater_files import RaterSpec
+    from raters.round_gate import EarlierRound
     from raters.trace_runs import TraceRun
     from raters.training_loss import OrdinalTerm
     from raters.training_phases import Phase
@@ -42,6 +43,7 @@ class Plan:
     sample: list[int]
     remarks: tuple[str, ...]
     out: Path
+    earlier: EarlierRound | None = None
 
     def take_base(self) -> LoadedModel:
         """Hand over the base that examples were made with; nobody else keeps its memory."""
@@ -59,9 +61,11 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """Return what decides the meaning of the run's records."""
         from raters.journal import sha256_of
+        from raters.rater_files import adapter_sha256
         from raters.splits import ids_sha256
 
         options, run = self.options, self.run
+        adapter = {} if options.adapter is None else {"adapter_sha256": adapter_sha256(Path(options.adapter))}
         decisive = (
             "base target method ordinal seed seeds lr lr_schedule weight_decay rank alpha dropout beta pairs dev_draws "
             "dev_max_tokens max_length load_4bit adapter"
@@ -74,6 +78,8 @@ class Plan:
             "prompt": self.question.prompt.sha256,
             "dev_items": ids_sha256([run.corpus.item_ids[item] for item in self.dev.items]),
             **{name: getattr(options, name) for name in decisive.split()},
+            **adapter,
+            **({} if self.earlier is None else {"gate": self.earlier.rater.sha256}),
             "dtype": self.dtype,
             "chat_template": None if self.chat_template is None else sha256_of(self.chat_template),
             **{f"{phase.name}_schedule": _numbers(phase) for phase in self.phases},
@@ -103,9 +109,12 @@ class Plan:
         import numpy as np
 
         from raters.models.protocol import SamplingSettings
-        from raters.rater_files import RaterSpec, SeenItems, default_aggregate
+        from raters.rater_files import RaterSpec, default_aggregate, seen_by_adapter
 
         assert self.options.base is not None
+        seen = self.run.generator.seen.with_items(self.run.corpus, np.flatnonzero(self.run.split.parts < 2))
+        if self.options.adapter is not None:
+            seen = seen.united(seen_by_adapter(Path(self.options.adapter)))
         most = self.options.dev_max_tokens
         return RaterSpec(
             model=self.options.base,
@@ -116,7 +125,7 @@ class Plan:
             draws=self.options.dev_draws,
             aggregate=default_aggregate(self.question.dimension.scale),
             reasoning=self.options.target != "label",
-            seen=SeenItems.of(self.run.corpus, np.flatnonzero(self.run.split.parts < 2)),
+            seen=seen,
         )
 
 
@@ -127,6 +136,7 @@ def _numbers(phase: Phase) -> dict[str, Any]:
 def read_inputs(options: FinetuneRaterOptions) -> Plan:
     """Read and check all that can be checked before anything is written, the base and every example included."""
     from raters.model_selection import DevSplit
+    from raters.round_gate import EarlierRound
     from raters.runs import stage_folder
     from raters.trace_runs import TraceRun
     from raters.training_data import Encoder, encode_lessons, question_for, read_lessons
@@ -165,7 +175,7 @@ def read_inputs(options: FinetuneRaterOptions) -> Plan:
     remarks += [line for phase in phases if (line := _scaled(phase))]
     if len(dev.items) < FEW_DEV_ITEMS:
         remarks.append(f"{len(dev.items)} dev items tell little between checkpoints; label more if you can")
-    return Plan(
+    plan = Plan(
         options=options,
         run=run,
         question=question,
@@ -179,7 +189,11 @@ def read_inputs(options: FinetuneRaterOptions) -> Plan:
         sample=examples[0].input_ids,
         remarks=tuple(remarks),
         out=stage_folder(options.out, run.corpus, run.dimension.name, "finetune_rater"),
+        earlier=None if options.gate is None else EarlierRound.read(Path(options.gate)),
     )
+    if plan.earlier is not None:
+        plan.earlier.check_comparable(plan.identity())
+    return plan
 
 
 def _check_options(options: FinetuneRaterOptions) -> None:
@@ -193,6 +207,11 @@ def _check_options(options: FinetuneRaterOptions) -> None:
         )
     if options.merge and options.load_4bit:
         raise ConfigError("--merge --load-4bit: weights in 4 bits cannot be merged; merge in a run without --load-4bit")
+    if options.gate is not None and (options.merge or options.record_trajectory):
+        other = "--merge" if options.merge else "--record-trajectory"
+        raise ConfigError(
+            f"--gate {options.gate} {other}: is about this run's rater, and another's may stay; leave one of them out"
+        )
     if options.record_trajectory:
         _check_recordable(options)
 
@@ -346,7 +365,11 @@ def write_results(plan: Plan, results: Mapping[int, Mapping[str, Any]]) -> dict[
         plan.spec("adapter", adapter_sha256(folder / "adapter")).write(folder / "rater.yaml")
     best = plan.seed_folder(summary["best_seed"]) / "adapter"
     summary["adapter"] = str(best.relative_to(plan.out))
-    plan.spec(summary["adapter"], adapter_sha256(best)).write(plan.out / "rater.yaml")
+    spec = plan.spec(summary["adapter"], adapter_sha256(best))
+    if plan.earlier is not None:
+        summary["gate"] = plan.earlier.as_record(summary["dev"]["mean"])
+        spec = spec if summary["gate"]["passed"] else plan.earlier.rater
+    spec.write(plan.out / "rater.yaml")
     metrics = {seed: read_metrics(plan.seed_folder(seed) / METRICS) for seed in results}
     title = f"{plan.run.corpus.name}: {plan.run.dimension.name}: {options.method} of {options.target}"
     plot_curves(metrics, summary["figure"], plan.out, title)
@@ -377,6 +400,11 @@ def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     figure = FIGURE_NAMES[summary["figure"]]
     yield f"dev split, {summary['items']:,} items (these items chose the checkpoint): {figure} with people's label"
     yield f"  before {_spread(summary['dev_before'])}   after {_spread(summary['dev'])}"
+    if (gate := summary.get("gate")) is not None:
+        held = f"against {gate['value']:.3f} of the rater of {gate['run']}"
+        yield printable(
+            f"  {held}: {'better, and takes its place' if gate['passed'] else 'not better, so that one stays'}"
+        )
     for seed, phases in summary["seeds"].items():
         dev = list(phases.values())[-1]["dev"]
         if dev["unreadable"] * 10 > dev["draws"]:

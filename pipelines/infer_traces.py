@@ -95,6 +95,7 @@ def _run(run: InferenceRun, workers: int | None) -> dict[str, Any] | None:
                 workers,
                 lambda shard: ledger.part(shard.rows(len(ledger.rows))),
                 drawn=run.drawn,
+                spent=plan.use(ledger),
                 gpu=check_spec(plan.options.model)[0] in IN_PROCESS,
                 tally=Tally(
                     missing=sum(int((numbers == UNDRAWN).sum()) for numbers in ledger.numbers.values()),
@@ -114,7 +115,9 @@ def _run(run: InferenceRun, workers: int | None) -> dict[str, Any] | None:
             return None
         return run.finish()
     except JudgeseyeError as error:
-        if run.drawn and not unfinished(folder.path):
+        if isinstance(error, BudgetError) and unfinished(folder.path):
+            folder.write_manifest(run.manifest("stopped"))
+        elif run.drawn and not unfinished(folder.path):
             say(how_to_go_on(run.drawn, folder.path))
             run.failed(error)
         raise

@@ -18,7 +18,7 @@ from pipelines.command import INTERRUPTED, run_command
 from pipelines.options import parse_options
 from pipelines.session import draw_until_done, how_to_go_on, progress_text, run_loop
 from raters.journal import to_line, write_atomically
-from raters.options import BATCH_SIZE, BatchSizeOption, BudgetOptions, EngineOptions, WorkerOptions
+from raters.options import BATCH_SIZE, BatchSizeOption, SharedOptions
 from raters.records import MOST_DRAWS, BudgetError, ConfigError, DataError, JudgeseyeError, StorageError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ Writes to --out: ratings.jsonl (every draw), verdicts.jsonl (what the draws of a
 split.json, manifest.json. The same command again continues where it stopped."""
 
 
-class RateItemsOptions(BudgetOptions, EngineOptions, WorkerOptions):
+class RateItemsOptions(SharedOptions):
     """Options of rate_items."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")
@@ -226,7 +226,7 @@ def read_inputs(options: RateItemsOptions) -> _Plan:
             adapter=options.adapter,
         )
     options.check_endpoint([spec.model])
-    options.check_budget([spec.model], several=options.several)
+    options.check_budget([spec.model])
     settings = replace(
         spec.settings,
         **{
@@ -319,6 +319,7 @@ def _run(plan: _Plan, folder: RunFolder, workers: int | None) -> RatingSheet | N
                 workers,
                 lambda shard: sheet.part(shard.rows(len(sheet.items))),
                 drawn=sheet.draws,
+                spent=plan.use(sheet),
                 gpu=check_spec(plan.spec.model)[0] in IN_PROCESS,
                 tally=Tally(
                     missing=int((sheet.numbers == UNDRAWN).sum()),
@@ -342,7 +343,9 @@ def _run(plan: _Plan, folder: RunFolder, workers: int | None) -> RatingSheet | N
         folder.write_manifest(manifest("complete"))
         return sheet
     except JudgeseyeError as error:
-        if sheet.draws and not unfinished(folder.path):
+        if isinstance(error, BudgetError) and unfinished(folder.path):
+            folder.write_manifest(manifest("stopped"))
+        elif sheet.draws and not unfinished(folder.path):
             say(how_to_go_on(sheet.draws, folder.path))
             with suppress(StorageError):
                 checkpoint.close()

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from pipelines.session import how_to_go_on, run_loop
+from raters.options import flag
 from raters.pace import time_left
-from raters.records import ConfigError, JudgeseyeError
+from raters.records import BudgetError, ConfigError, JudgeseyeError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from raters.options import WorkerOptions
+    from raters.budgets import Use
+    from raters.options import SharedOptions
     from raters.shards import Open, Shard, Shards
 
 _REFRESH_SECONDS = 10.0
@@ -68,7 +70,7 @@ class Tally:
         return ", ".join(filter(None, parts))
 
 
-def check_workers(options: WorkerOptions, run: Path | None, models: Collection[str]) -> int | None:
+def check_workers(options: SharedOptions, run: Path | None, models: Collection[str]) -> int | None:
     """Return how many workers draw; None if this process does by itself.
 
     Args:
@@ -92,6 +94,9 @@ def check_workers(options: WorkerOptions, run: Path | None, models: Collection[s
             f"--workers {workers}: {served} draws side by side by itself; leave it out and raise --concurrency, "
             "or give --engine ray for an engine on each GPU"
         )
+    for name, most in options.whole_limits().items():
+        if most < workers:
+            raise ConfigError(f"{flag(name)} {most} --workers {workers}: leaves nothing for one of them; give fewer")
     wanted = workers if options.several else None
     begun = None if run is None else unfinished(run)
     if begun is not None and begun != wanted:
@@ -102,14 +107,31 @@ def check_workers(options: WorkerOptions, run: Path | None, models: Collection[s
     return wanted
 
 
+def share_of(options: SharedOptions, workers: int, spent: Use) -> dict[str, Any]:
+    """Return the options of one worker as plain values: of what holds for all of a run, it gets an equal share.
+
+    Args:
+        options: Of the run.
+        workers: How many share it.
+        spent: What the run had used before they began.
+    """
+    share: dict[str, Any] = {name: most // workers for name, most in options.whole_limits().items()}
+    if options.max_cost is not None:
+        share["max_cost"] = round(max(0.0, options.max_cost - spent.usd) / workers, 6)
+    if options.max_total_tokens is not None:
+        share["max_total_tokens"] = max(0, options.max_total_tokens - spent.tokens) // workers
+    return {**options.model_dump(), **share}
+
+
 def draw_in_shards(
-    options: WorkerOptions,
+    options: SharedOptions,
     open_: Open,
     journal: Path,
     workers: int,
     known: Callable[[Shard], Mapping[str, NDArray[Any]]],
     *,
     drawn: int,
+    spent: Use,
     gpu: bool,
     tally: Tally,
 ) -> bool:
@@ -122,6 +144,7 @@ def draw_in_shards(
         workers: How many.
         known: Returns what is known of a shard from the run's own journal.
         drawn: Draws in the run's own journal.
+        spent: What they have used.
         gpu: True if each worker needs a GPU where there are any.
         tally: Counts what they draw.
 
@@ -129,6 +152,7 @@ def draw_in_shards(
         False if the user stopped it; the journals are merged only if all are done.
 
     Raises:
+        BudgetError: A worker has spent its share of the budget.
         JudgeseyeError: What the first worker that failed had to say.
     """
     from pipelines.screen import say
@@ -137,15 +161,17 @@ def draw_in_shards(
     shards = Shards(journal, workers)
     shards.begin(known)
     say(f"{workers} worker{'s draw' if workers > 1 else ' draws'}, each with a journal in {shards.folder}")
-    arguments = (options.model_dump(),)
+    arguments = (share_of(options, workers, spent),)
     if options.engine == "ray":
         outcomes = on_ray(open_, arguments, shards, options.ray_address, gpu=gpu)
     else:
         outcomes = in_processes(open_, arguments, shards, _progress(shards, tally))
     try:
         done = conclude(outcomes)
-    except JudgeseyeError:
+    except JudgeseyeError as error:
         say(how_to_go_on(drawn + shards.draws(), journal.parent))
+        if isinstance(error, BudgetError) and workers > 1:
+            raise BudgetError(f"one of {workers} equal shares of the budget is used up: {error}") from error
         raise
     if done:
         shards.merge()

@@ -76,6 +76,7 @@ def certificate_of(
         "label_method": scores["label_method"],
         "draws_per_item": found["draws_per_item"],
         "aggregate": found["aggregate"],
+        "items_by_probabilities": found["items_by_probabilities"],
         "coverage": found["coverage"],
         "agreement": found["agreement"],
         "worst_case": found["worst_case"],

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raters.journal import Journal, sha256_of
-from raters.models.openai import OpenAIModel, _error_text
+from raters.models.failures import error_text
+from raters.models.openai import OpenAIModel
 from raters.models.protocol import one_line
 from raters.records import ConfigError, DataError, ModelAccessError, ModelError, ModelRequestError, shown
 
@@ -200,7 +201,7 @@ class OpenAIEmbedder(OpenAIModel):
             if isinstance(refusal, ModelAccessError):
                 raise refusal from None  # the chain would show the server's words as they came
             if isinstance(refusal, ModelRequestError):
-                words = f"{error.status_code} {self._clean(_error_text(error.body))}".strip()
+                words = f"{error.status_code} {self._clean(error_text(error.body))}".strip()
                 raise ModelRequestError(
                     f"{place} refused the texts ({words}); check that it makes embeddings, or shorten them"
                 ) from None

@@ -50,19 +50,25 @@ class Plan:
     questions: Mapping[str, Question]
     """By purpose: first, and as far as asked for escalated, rationalized, recovered."""
     out: Path
+    rater: RaterSpec | None = None
+    """What makes the first draws, if that is a rater."""
+    adapter_sha256: str | None = None
+    """Hash of its adapter's weights, if it has one."""
 
     @property
     def generator(self) -> RaterSpec:
         """What makes the first draws, as a rater: complete enough for later stages to ask it again."""
-        from raters.rater_files import RaterSpec, SeenItems, default_aggregate
+        from raters.rater_files import RaterSpec, SeenItems, default_aggregate, seen_by_adapter
 
-        seen = SeenItems.none()
+        adapter = self.options.adapter
+        seen = SeenItems.none() if adapter is None else seen_by_adapter(Path(adapter))
+        seen = seen if self.rater is None else self.rater.seen.united(seen)
         if self.questions["first"].needs_observations and self.split is not None:
-            seen = SeenItems.of(self.corpus, self.split.indices("train"))
+            seen = seen.with_items(self.corpus, self.split.indices("train"))
         return RaterSpec(
             model=self.options.model,
             question=self.questions["first"],
-            adapter=self.options.adapter,
+            adapter=None if adapter is None else str(Path(adapter).resolve()),
             settings=self.sampling.settings,
             aggregate=default_aggregate(self.dimension.scale),
             seed=self.options.seed,
@@ -134,6 +140,7 @@ class Plan:
             "labels": self.method,
             "model": options.model,
             "adapter": options.adapter,
+            **({} if self.adapter_sha256 is None else {"adapter_sha256": self.adapter_sha256}),
             "prompt": self.questions["first"].prompt.sha256,
             "temperature": options.temperature,
             "top_p": options.top_p,
@@ -251,10 +258,10 @@ def read_inputs(options: InferTracesOptions, corpus: Corpus | None = None) -> Pl
     from raters.drawing import work_order
     from raters.gold import default_method, gold_labels
     from raters.inference_checks import check_options
-    from raters.models import OF_OBSERVATIONS, STUDENT, check_spec, prompt_family
+    from raters.models import OF_OBSERVATIONS, STUDENT, check_adapter, check_spec, prompt_family
     from raters.prompts import load_prompt
     from raters.questions import Question, fit_to_corpus
-    from raters.rater_files import read_rater
+    from raters.rater_files import adapter_sha256, read_rater
     from raters.runs import stage_folder
     from raters.splits import split_corpus
 
@@ -283,6 +290,7 @@ def read_inputs(options: InferTracesOptions, corpus: Corpus | None = None) -> Pl
         prompts["recovered"] = prompt_family(options.recover or options.model) + "recover"
     for spec in filter(None, (options.model, options.escalate, options.rationalize, options.recover)):
         check_spec(spec)
+    check_adapter(options.model, options.adapter)
     for name, asked in (("rationalize", options.rationalize), ("recover", options.recover or options.model)):
         if options.rationalize and asked == STUDENT:
             raise ConfigError(f"--{name} student: it has learned to rate alone; give another model")
@@ -310,8 +318,10 @@ def read_inputs(options: InferTracesOptions, corpus: Corpus | None = None) -> Pl
         observations=observations,
         questions={name: Question(dimension, prompt, observations, _PURPOSES[name]) for name, prompt in loaded.items()},
         out=stage_folder(options.out, corpus, dimension.name, "infer_traces"),
+        rater=rater,
+        adapter_sha256=None if options.adapter is None else adapter_sha256(Path(options.adapter)),
     )
-    options.check_budget([plan.model_spec(purpose) for purpose in plan.questions], several=options.several)
+    options.check_budget([plan.model_spec(purpose) for purpose in plan.questions])
     return plan
 
 
@@ -321,12 +331,16 @@ def _as_rater(
     """Return options and dimension with the model, adapter and guideline of a rater.
 
     Raises:
-        DataError: If the rater is of another dimension or scale.
+        DataError: If the rater is of another dimension or scale, or does not reason.
     """
     if (rater.dimension.name, rater.dimension.scale) != (dimension.name, dimension.scale):
         raise DataError(
             f"--model {options.model}: rates {rater.dimension.name} on {rater.dimension.scale}, and wanted is "
             f"{dimension.name} on {dimension.scale}; give a rater of that"
+        )
+    if not rater.reasoning and options.prompt is None:
+        raise DataError(
+            f"--model {options.model}: gives its rating alone, and a trace is reasoning; give a rater that reasons"
         )
     changed = {"model": rater.model, "adapter": options.adapter or rater.adapter}
     return options.model_copy(update=changed), rater.dimension

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from raters.options import BATCH_SIZE, BatchSizeOption, BudgetOptions, EngineOptions, WorkerOptions
+from raters.options import BATCH_SIZE, BatchSizeOption, SharedOptions
 from raters.records import MOST_DRAWS
 
 
-class InferTracesOptions(BudgetOptions, EngineOptions, WorkerOptions):
+class InferTracesOptions(SharedOptions):
     """Options of infer_traces."""
 
     corpus: str = Field("demo", description="corpus folder, or demo for the simulated one that ships with the project")

@@ -129,24 +129,17 @@ class BudgetOptions(EndpointOptions):
         known = {spec: table.get(spec, None if spec.startswith("openai/") else FREE) for spec in specs}
         return {spec: price for spec, price in known.items() if price is not None}
 
-    def check_budget(self, specs: Iterable[str], *, several: bool) -> None:
+    def check_budget(self, specs: Iterable[str]) -> None:
         """Refuse a budget that cannot be held.
 
         Args:
             specs: Models of the run.
-            several: True if several workers draw.
 
         Raises:
             ConfigError: If so, or if the file of prices cannot be read.
         """
         specs = list(specs)
         prices = self.known_prices(specs)
-        for name in ("max_cost", "max_total_tokens"):
-            if several and (value := getattr(self, name)) is not None:
-                raise ConfigError(
-                    f"{flag(name)} {value}: is held by one process that knows of every draw; leave out --workers and "
-                    "--engine"
-                )
         if self.max_cost is None:
             return
         if unknown := [spec for spec in specs if spec not in prices]:
@@ -238,6 +231,15 @@ class WorkerOptions(StageOptions):
     def several(self) -> bool:
         """True if others than this process draw."""
         return self.engine != "local" or (self.workers or 1) > 1
+
+
+class SharedOptions(BudgetOptions, EngineOptions, WorkerOptions):
+    """Base of the options of stages that draw, alone or by several workers who share what holds for the run."""
+
+    def whole_limits(self) -> dict[str, int]:
+        """Return the limits a minute that are given, by name: they hold for all workers together."""
+        given = {name: getattr(self, name) for name in ("requests_per_minute", "tokens_per_minute")}
+        return {name: most for name, most in given.items() if most is not None}
 
 
 def is_switch(annotation: Any) -> bool:

@@ -11,7 +11,7 @@ from raters.corpus_files import Dimension
 from raters.models import OF_OBSERVATIONS, check_adapter, check_spec, prompt_family
 from raters.prompts import load_prompt
 from raters.questions import Question, fit_to_corpus
-from raters.rater_files import RaterSpec, SeenItems, default_aggregate
+from raters.rater_files import RaterSpec, SeenItems, adapter_sha256, default_aggregate, seen_by_adapter
 from raters.records import ConfigError
 from raters.splits import Split
 
@@ -39,20 +39,23 @@ def plain_rater(
 
     Raises:
         ConfigError: If model, prompt and adapter do not go together.
+        DataError: If the adapter cannot be read.
     """
     check_spec(model)
     check_adapter(model, adapter)
     loaded = load_prompt(prompt or prompt_family(model) + ("rate" if reasoning else "rate_at_once"))
     if model in OF_OBSERVATIONS and "fields" in loaded.slots:
         raise ConfigError(f"--prompt {prompt}: shows text, and {model} reads observations; give embedded/rate")
-    observations, seen = None, SeenItems.none()
+    observations, sha256 = None, None if adapter is None else adapter_sha256(Path(adapter))
+    seen = SeenItems.none() if adapter is None else seen_by_adapter(Path(adapter))
     if "observations" in loaded.slots:
         training = np.arange(len(corpus.item_ids)) if split is None else split.indices("train")
-        observations, seen = fit_to_corpus(corpus, dimension.scale, training), SeenItems.of(corpus, training)
+        observations, seen = fit_to_corpus(corpus, dimension.scale, training), seen.with_items(corpus, training)
     return RaterSpec(
         model=model,
         question=Question(dimension, loaded, observations),
         adapter=None if adapter is None else str(Path(adapter).resolve()),
+        adapter_sha256=sha256,
         aggregate=default_aggregate(dimension.scale),
         reasoning=reasoning,
         seen=seen,

@@ -16,7 +16,7 @@ from raters.corpora import Corpus
 from raters.corpus_files import Dimension
 from raters.gold import AggregateMethod, aggregate_draws, nearest_label
 from raters.journal import read_lines
-from raters.label_probabilities import Probabilities, from_record, joined_draws
+from raters.label_probabilities import Probabilities, from_record, joined_draws, mean_probabilities
 from raters.records import MOST_DRAWS, DataError, shown
 from raters.scales import AnyScale, listed_labels
 
@@ -37,6 +37,7 @@ class RaterDraws:
         aggregate: How draws become one verdict.
         quantities: (rows,) what it says as a quantity, if its verdicts do not tell it: a prediction, or the expected
             value over labels.
+        by_probabilities: How many items are rated by the labels' probabilities, not by the verdicts drawn.
         made_by: Hashes of the raters that made the ratings, as their lines say; empty if it was not read from a file.
         sha256: Hash of what was read; empty likewise.
     """
@@ -48,6 +49,7 @@ class RaterDraws:
     swapped: NDArray[np.bool_]
     aggregate: AggregateMethod
     quantities: NDArray[np.float64] | None = None
+    by_probabilities: int = 0
     made_by: frozenset[str] = frozenset()
     sha256: str = ""
 
@@ -144,7 +146,9 @@ def read_draws(
         for draw, (number, exchanged) in found[item].items():
             numbers[row, draw], swapped[row, draw] = number, exchanged
     drawn = np.array([len(found[item]) for item in items.tolist()], np.int64)
-    quantities = _quantities(items, numbers, told, aggregate, dimension.scale) if told else None
+    quantities, by_probabilities = None, 0
+    if told:
+        quantities, by_probabilities = _quantities(items, numbers, told, aggregate, dimension.scale)
     return RaterDraws(
         name,
         items,
@@ -153,6 +157,7 @@ def read_draws(
         swapped,
         aggregate,
         quantities,
+        by_probabilities,
         made_by=frozenset(made_by),
         sha256=digest.hexdigest(),
     )
@@ -164,9 +169,13 @@ def _quantities(
     told: Mapping[tuple[int, int], Probabilities],
     aggregate: AggregateMethod,
     scale: AnyScale,
-) -> NDArray[np.float64]:
-    """Return (rows,) what the draws of each item say together where some have told probabilities by (item, draw)."""
-    quantities = np.full(len(items), np.nan)
+) -> tuple[NDArray[np.float64], int]:
+    """Return what the draws of each item say together where some have told probabilities by (item, draw).
+
+    Returns:
+        (rows,) the quantities, and of how many items probabilities decide.
+    """
+    quantities, by_probabilities = np.full(len(items), np.nan), 0
     probabilities = np.full((numbers.shape[1], len(listed_labels(scale))), np.nan)
     for row, item in enumerate(items.tolist()):
         probabilities[:] = np.nan
@@ -175,7 +184,8 @@ def _quantities(
                 probabilities[draw] = told[item, draw]
         value = joined_draws(numbers[row], probabilities, aggregate, scale)
         quantities[row] = np.nan if value is None else value
-    return quantities
+        by_probabilities += mean_probabilities(numbers[row], probabilities) is not None
+    return quantities, by_probabilities
 
 
 def rater_names(ratings: Sequence[Path]) -> list[str]:

@@ -60,6 +60,10 @@ class SeenItems:
         """Return the record of having seen some items more."""
         return SeenItems(np.union1d(self.hashes, corpus.content[items]))
 
+    def united(self, other: SeenItems) -> SeenItems:
+        """Return the record of having seen what either has."""
+        return SeenItems(np.union1d(self.hashes, other.hashes))
+
     def touched(self, corpus: Corpus, items: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return those of some items, by index, that were seen, or whose group holds an item that was."""
         seen_groups = np.unique(corpus.groups[np.isin(corpus.content, self.hashes)])
@@ -330,6 +334,15 @@ def adapter_sha256(folder: Path) -> str:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); give the adapter's folder as it was made"
         ) from error
+
+
+def seen_by_adapter(folder: Path) -> SeenItems:
+    """Return which items an adapter has seen, as the rater.yaml that was made with it says; none if there is none."""
+    try:
+        made_with = read_rater(folder.parent / "rater.yaml")
+    except JudgeseyeError:
+        return SeenItems.none()
+    return made_with.seen if made_with.adapter_sha256 == adapter_sha256(folder) else SeenItems.none()
 
 
 def _adapter(path: Path, file: _RaterFile) -> str | None:

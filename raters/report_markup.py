@@ -116,6 +116,8 @@ def rater_heads(columns: Sequence[Column]) -> tuple[list[Markup], list[str]]:
     for column in columns:
         draws = column.scores["draws_per_item"]
         how = f"{column.scores['aggregate']} of {draws} draws" if draws > 1 else "1 draw"
+        if by := column.scores["items_by_probabilities"]:
+            how += f", label probabilities of {by:,} items"
         heads.append(markup("{}<small>{}</small>", column.name, how))
     return heads, ["floor" if column.floor else "" for column in columns]
 

@@ -71,6 +71,9 @@ def _lines(scores: Mapping[str, Any]) -> Iterator[str]:
     few = "" if scores["resampled"] == "groups" else ", there being fewer than 20 groups"
     count = f"{scores['resampled_count']:,} {scores['resampled']}"
     yield f"  95 % intervals: {scores['resamples']:,} resamples of {count}{few}"
+    for rater in scores["raters"]:
+        if by := rater["items_by_probabilities"]:
+            yield f"  {rater['rater']}: rated by the labels' probabilities, {by:,} of {scores['items']:,} items"
     if scores["partial"]:
         yield f"  not complete: {', '.join(map(progress_text, scores['partial']))}"
     yield ""

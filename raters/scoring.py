@@ -314,6 +314,7 @@ def _rater_record(
         "rater": rater.name,
         "aggregate": rater.aggregate,
         "draws_per_item": int(rater.drawn.max()),
+        "items_by_probabilities": rater.by_probabilities,
         "coverage": float(readable.mean()),
         "unreadable_items": int((~readable).sum()),
         "unreadable_draws": int(rater.drawn.sum() - np.isfinite(rater.numbers).sum()),

@@ -231,9 +231,10 @@ def _draws(
                     raise DataError(f"rater {name}: item {shown(item_id)}: {what}; give labels of the scale") from error
         swapped[row, : len(rating.swapped)] = rating.swapped
     told = [ratings[item_id] for item_id in rows]
-    quantities = None
+    quantities, by_probabilities = None, 0
     if aggregate is None and any(rating.label_probabilities is not None for rating in told):
         quantities = np.array([np.nan if rating.value is None else rating.value for rating in told])
+        by_probabilities = sum(rating.label_probabilities is not None for rating in told)
     return RaterDraws(
         name=name,
         items=np.array([index[item_id] for item_id in rows], np.int64),
@@ -242,6 +243,7 @@ def _draws(
         swapped=swapped,
         aggregate=how,
         quantities=quantities,
+        by_probabilities=by_probabilities,
     )
 
 

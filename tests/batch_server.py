@@ -18,7 +18,7 @@ from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from tests.loopback import LoopbackServer, LoopbackService
-from tests.scripted_server import Answer, Fault, Script, _completion, _error
+from tests.scripted_server import Answer, Fault, Script, completion_body, error_body
 
 NOW = 1_790_000_000
 ALL_STATUSES = ("validating", "in_progress", "finalizing", "completed")
@@ -174,9 +174,9 @@ class BatchServer(LoopbackService):
     def _answered(self, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         reply = self.script(body, len(self.paid))
         if isinstance(reply, Answer):
-            status, content = 200, json.loads(_completion(reply, body, len(self.paid)))
+            status, content = 200, json.loads(completion_body(reply, body, len(self.paid)))
         else:
-            status, content = reply.status, json.loads(_error(reply.message, reply.type, reply.param, reply.code))
+            status, content = reply.status, json.loads(error_body(reply.message, reply.type, reply.param, reply.code))
         kind = "answers" if status == 200 else "errors"
         return kind, {"status_code": status, "request_id": f"req_{len(self.paid):08x}", "body": content}
 
@@ -205,11 +205,13 @@ def _handler(owner: BatchServer) -> type[BaseHTTPRequestHandler]:
                 owner.calls.append((method, path))
                 fault = owner.fault(method, path, before) if owner.fault else None
                 if isinstance(fault, Fault):
-                    self.send(fault.status, fault.body or _error(fault.message, fault.type, fault.param, fault.code))
+                    self.send(
+                        fault.status, fault.body or error_body(fault.message, fault.type, fault.param, fault.code)
+                    )
                     return
                 if owner.key is not None and sent != owner.key:
                     told = f"Incorrect API key provided: {sent}."
-                    self.send(401, _error(told, "invalid_request_error", None, "invalid_api_key"))
+                    self.send(401, error_body(told, "invalid_request_error", None, "invalid_api_key"))
                     return
                 status, body = self.reply(method, path, raw)
                 if isinstance(fault, Lost):
@@ -234,7 +236,7 @@ def _handler(owner: BatchServer) -> type[BaseHTTPRequestHandler]:
             if (method, path) == ("POST", "/v1/batches"):
                 asked = json.loads(raw)
                 if owner.purposes.get(asked["input_file_id"]) != "batch":
-                    return 400, _error("No such file.", "invalid_request_error", "input_file_id", None)
+                    return 400, error_body("No such file.", "invalid_request_error", "input_file_id", None)
                 return 200, _shown(owner.make_batch(asked))
             if (method, path) == ("GET", "/v1/batches"):
                 query = parse_qs(urlsplit(self.path).query)
@@ -255,12 +257,12 @@ def _handler(owner: BatchServer) -> type[BaseHTTPRequestHandler]:
                     if batch["id"] == found[1]:
                         return 200, _shown(owner.look(batch))
                 told = f"No batch found with id '{found[1]}'."
-                return 404, _error(told, "invalid_request_error", None, None)
+                return 404, error_body(told, "invalid_request_error", None, None)
             if method == "GET" and (found := re.fullmatch(r"/v1/files/([\w-]+)/content", path)):
                 if found[1] in owner.files:
                     return 200, owner.files[found[1]]
-                return 404, _error(f"No such File object: {found[1]}", "invalid_request_error", "id", None)
-            return 404, _error(f"Invalid URL ({method} {path})", "invalid_request_error", None, None)
+                return 404, error_body(f"No such File object: {found[1]}", "invalid_request_error", "id", None)
+            return 404, error_body(f"Invalid URL ({method} {path})", "invalid_request_error", None, None)
 
         def do_GET(self) -> None:
             self.answer("GET")

@@ -106,7 +106,7 @@ class ScriptedServer(LoopbackService):
                 self._at_once -= 1
 
 
-def _error(message: str, type: str, param: str | None, code: str | None) -> bytes:
+def error_body(message: str, type: str, param: str | None, code: str | None) -> bytes:
     return json.dumps({"error": {"message": message, "type": type, "param": param, "code": code}}).encode()
 
 
@@ -127,7 +127,7 @@ def _choice(answer: Answer, body: dict[str, Any], index: int) -> dict[str, Any]:
     return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": answer.finish_reason}
 
 
-def _completion(answer: Answer, body: dict[str, Any], count: int) -> bytes:
+def completion_body(answer: Answer, body: dict[str, Any], count: int) -> bytes:
     choices = [_choice(each, body, index) for index, each in enumerate([answer, *answer.siblings])]
     payload: dict[str, Any] = {
         "id": f"chatcmpl-{count}",
@@ -175,14 +175,14 @@ def _handler(owner: ScriptedServer) -> type[BaseHTTPRequestHandler]:
             if owner.key is None or sent == owner.key:
                 return True
             told = f"Incorrect API key provided: {sent}."
-            self.send(401, _error(told, "invalid_request_error", None, "invalid_api_key"))
+            self.send(401, error_body(told, "invalid_request_error", None, "invalid_api_key"))
             return False
 
         def do_GET(self) -> None:
             if not self.let_in():
                 return
             if self.path != "/v1/models":
-                self.send(404, _error(f"Invalid URL (GET {self.path})", "invalid_request_error", None, None))
+                self.send(404, error_body(f"Invalid URL (GET {self.path})", "invalid_request_error", None, None))
                 return
             entry = {"id": owner.model, "object": "model", "created": 1_700_000_000, "owned_by": "tests"}
             self.send(200, json.dumps({"object": "list", "data": [entry]}).encode())
@@ -192,13 +192,13 @@ def _handler(owner: ScriptedServer) -> type[BaseHTTPRequestHandler]:
             if not self.let_in():
                 return
             if self.path != "/v1/chat/completions":
-                self.send(404, _error(f"Invalid URL (POST {self.path})", "invalid_request_error", None, None))
+                self.send(404, error_body(f"Invalid URL (POST {self.path})", "invalid_request_error", None, None))
                 return
             body = json.loads(raw)
             reply = owner.reply_to(body)
             try:
                 if isinstance(reply, Answer):
-                    self.send(200, _completion(reply, body, len(owner.requests)))
+                    self.send(200, completion_body(reply, body, len(owner.requests)))
                 elif reply.drop:
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
@@ -213,7 +213,7 @@ def _handler(owner: ScriptedServer) -> type[BaseHTTPRequestHandler]:
                 elif reply.body is not None:
                     self.send(reply.status, reply.body, reply.headers)
                 else:
-                    told = _error(reply.message, reply.type, reply.param, reply.code)
+                    told = error_body(reply.message, reply.type, reply.param, reply.code)
                     self.send(reply.status, told, reply.headers)
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True  # the client gave up waiting

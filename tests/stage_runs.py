@@ -244,6 +244,11 @@ def read(path: Path) -> list[Record]:
     return [_parsed(line, path) for line in path.read_bytes().splitlines()]
 
 
+def timeless(path: Path) -> list[Record]:
+    """Return the records of a file without the one field that differs from run to run."""
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in read(path)]
+
+
 def _parsed(text: bytes, path: Path) -> Any:
     def refuse(name: str) -> None:
         raise AssertionError(f"{path}: {name}")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import raters.batch_rounds as rounds_module
-import raters.models.openai as openai_module
+import raters.models.failures as failures
 from pipelines.infer_traces import main
 from raters.models.batch_api import BatchEndpoint
 from tests.batch_server import BatchServer, Lines, Lost
@@ -47,7 +47,7 @@ def rater(body: dict[str, Any], count: int) -> Answer:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     leave_the_user(tmp_path, monkeypatch)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.setattr(openai_module, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "FIRST_BACKOFF_SECONDS", 0.01)
     labels = {f"i{number}": {"a": 1 + number % 3, "b": 1 + number % 3} for number in range(ITEMS)}
     write_corpus(tmp_path / "small", labels, ORDINAL_3)
     return calls_of("infer_traces", main, monkeypatch, capsys)
@@ -199,11 +199,11 @@ def test_items_with_any_name_are_told_apart(run: Run, server: BatchServer, tmp_p
 
 def answered_elsewhere(requests: Path, answers: Path, script: Callable[[dict[str, Any], int], Answer]) -> None:
     """Answer a file of requests as `vllm run-batch` does."""
-    from tests.scripted_server import _completion
+    from tests.scripted_server import completion_body
 
     lines = []
     for number, request in enumerate(read(requests)):
-        body = json.loads(_completion(script(request["body"], number), request["body"], number))
+        body = json.loads(completion_body(script(request["body"], number), request["body"], number))
         response = {"status_code": 200, "request_id": f"vllm-batch-{number}", "body": body}
         lines.append({"id": f"vllm-{number}", "custom_id": request["custom_id"], "response": response, "error": None})
     refused = {"status_code": 400, "request_id": "vllm-batch-x", "body": None}

@@ -198,7 +198,6 @@ def test_prices_come_from_files_by_model(tmp_path: Path, run: Run) -> None:
     [
         (["--model", "openai/mine", "--max-cost", 5], ["--max-cost 5.0", "openai/mine", "--input-price", "--prices"]),
         (["--max-cost", 5], ["--max-cost 5.0", "leave it out"]),
-        (["--max-total-tokens", 5, "--workers", 2], ["--max-total-tokens 5", "--workers"]),
         (["--prices", "none.yaml"], ["--prices none.yaml", "no such file"]),
         (["--max-cost", -1], ["--max-cost", "-1"]),
     ],

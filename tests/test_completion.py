@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ ASKED = [
 """What is typed before the key, and the line after it, in bash and zsh."""
 
 
+@cache
 def script(shell: str) -> str:
     command = [sys.executable, "-m", "pipelines.judgeseye", "completion", shell]
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout

@@ -30,6 +30,7 @@ from tests.stage_runs import (
     give_up_roots_privilege,
     read,
     run_alone,
+    run_here,
     snapshot,
     started,
     strict,
@@ -68,7 +69,8 @@ class Stage:
         return self.journal.parent
 
     def __call__(self, *more: object, **options: Any) -> Outcome:
-        return run_alone(self.name, *self.arguments, *more, **options)
+        run = run_alone if options else run_here
+        return run(self.name, *self.arguments, *more, **options)
 
     def check_complete(self, before: bytes) -> None:
         """Check that the run is done, that nothing of before was lost, and that no draw stands twice."""

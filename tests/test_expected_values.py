@@ -276,7 +276,7 @@ def test_openai_from_command_line_to_scores(corpus: Path, tmp_path: Path, capsys
         assert len({record["verdict"] for record in timeless(tmp_path / "run") if record["item_id"] == "i4"}) > 1
 
 
-def test_scores_are_of_the_expected_values(corpus: Path, tmp_path: Path) -> None:
+def test_scores_are_of_the_expected_values(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with ScriptedServer(telling) as server:
         assert main(flags(corpus, server, tmp_path / "run")) == 0
     ratings = tmp_path / "run" / "ratings.jsonl"
@@ -293,6 +293,10 @@ def test_scores_are_of_the_expected_values(corpus: Path, tmp_path: Path) -> None
     assert scored["agreement"]["mae"]["value"] == pytest.approx(np.abs(gold - by_hand).mean())
     rounded = np.floor(by_hand + 0.5)
     assert scored["agreement"]["exact_agreement"]["value"] == pytest.approx((gold == rounded).mean())
+    # and what they are of is said wherever they are
+    assert scored["items_by_probabilities"] == ITEMS
+    assert f"run: rated by the labels' probabilities, {ITEMS} of {ITEMS} items" in capsys.readouterr().out
+    assert f"label probabilities of {ITEMS} items" in (tmp_path / "scores" / "report.html").read_text("utf-8")
 
 
 def test_ratings_with_bad_probabilities_are_refused_in_one_line(tmp_path: Path) -> None:
@@ -310,6 +314,7 @@ def test_ratings_with_bad_probabilities_are_refused_in_one_line(tmp_path: Path) 
     )
     draws = read_draws(tmp_path / "r.jsonl", "r", corpus, corpus.dimension(None), "mean")
     assert draws.values(corpus.dimension(None).scale).tolist() == [2.0, 1.5]
+    assert draws.by_probabilities == 1
     # Ratings of a part of the corpus.
     write_jsonl(tmp_path / "r.jsonl", [{**good, "item_id": "b"}])
     draws = read_draws(tmp_path / "r.jsonl", "r", corpus, corpus.dimension(None), "mean")

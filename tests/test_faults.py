@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import raters.models.openai as openai_module
+import raters.models.failures as failures
 from pipelines import rate_items
 from pipelines.infer_traces import STAGE, main
 from tests.local_servers import free_port
@@ -51,8 +51,8 @@ def small_corpus(folder: Path) -> Path:
 
 @pytest.fixture
 def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_module, "FIRST_BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(openai_module, "LONGEST_BACKOFF_SECONDS", 0.1)
+    monkeypatch.setattr(failures, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "LONGEST_BACKOFF_SECONDS", 0.1)
 
 
 # --- the ways to misbehave --------------------------------------------------------------------------------
@@ -249,8 +249,8 @@ def test_a_server_that_goes_away_and_returns(
     corpus: Path, run: Run, monkeypatch: pytest.MonkeyPatch, undisturbed: Path
 ) -> None:
     # A twentieth of the time in everything: waits between tries as well.
-    monkeypatch.setattr(openai_module, "FIRST_BACKOFF_SECONDS", 0.5 / 20)
-    monkeypatch.setattr(openai_module, "LONGEST_BACKOFF_SECONDS", 30.0 / 20)
+    monkeypatch.setattr(failures, "FIRST_BACKOFF_SECONDS", 0.5 / 20)
+    monkeypatch.setattr(failures, "LONGEST_BACKOFF_SECONDS", 30.0 / 20)
     with going_away(Misbehaving([Fault(500)], share=0.0), ITEMS * K // 3, 20.0 / 20) as url:
         run(*arguments(corpus, "run", url))
     assert draws_of(Path("run")) == draws_of(undisturbed)

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -17,7 +19,7 @@ from pipelines.rate_items import main as rate_items
 from raters.models.bases import base_fingerprint
 from raters.models.hf import HFModel
 from raters.models.protocol import SamplingSettings
-from raters.rater_files import read_rater
+from raters.rater_files import SeenItems, read_rater
 from raters.records import ConfigError, DataError, ModelAccessError
 from tests.places import CHECKOUT
 from tests.small_corpora import INTERVAL, NOMINAL, ORDINAL_5
@@ -191,6 +193,61 @@ def test_an_adapter_to_begin_with(run: Path, base: Path, tmp_path: Path) -> None
     done(finetune(run, base, tmp_path / "second", *more))
     # the same examples in the same order, by an adapter that has seen them
     assert losses(tmp_path / "second")[0] < losses(tmp_path / "first")[0]
+    # trained again in its place, it is another one
+    done(finetune(run, base, tmp_path / "first", *TWO_STEPS, "--seed", "7", "--new"))
+    assert "adapter_sha256 was" in finetune(run, base, tmp_path / "second", *more).error
+
+
+def test_a_rater_has_also_seen_what_it_began_with_and_who_drew_its_traces(base: Path, tmp_path: Path) -> None:
+    folder = write_trace_run(tmp_path / "run")
+    done(finetune(folder, base, tmp_path / "first", *TWO_STEPS))
+    adapter = tmp_path / "first" / "adapter"
+    path, generator = tmp_path / "first" / "rater.yaml", folder / "rater.yaml"
+    spec = read_rater(path)
+    replace(spec, seen=SeenItems(np.array([1, 2]))).write(path)
+    replace(read_rater(generator), seen=SeenItems(np.array([2, 3]))).write(generator)
+    done(finetune(folder, base, tmp_path / "second", *TWO_STEPS, "--adapter", str(adapter)))
+    seen = read_rater(tmp_path / "second" / "rater.yaml").seen.hashes.tolist()
+    assert seen == sorted({1, 2, 3, *spec.seen.hashes.tolist()})
+
+
+def says_of_dev(folder: Path, value: float) -> None:
+    """Have a finished run say another dev figure of its rater."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["summary"]["dev"]["mean"] = value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_round_that_is_not_better_on_dev_leaves_the_rater_before(run: Path, base: Path, tmp_path: Path) -> None:
+    first = done(finetune(run, base, tmp_path / "1", *TWO_STEPS))
+    value = first.summary["dev"]["mean"]
+    # The same run again is as good, and so not better.
+    said = done(finetune(run, base, tmp_path / "2", *TWO_STEPS, "--gate", str(tmp_path / "1")))
+    assert said.summary["gate"] == {"run": str(tmp_path / "1"), "value": value, "passed": False}
+    assert "not better, so that one stays" in said.out
+    stands = read_rater(tmp_path / "1" / "rater.yaml")
+    kept = read_rater(tmp_path / "2" / "rater.yaml")
+    assert (kept.sha256, kept.adapter) == (stands.sha256, str((tmp_path / "1" / "adapter").resolve()))
+    # The third round is held against the first, whose rater stands, and not against the second.
+    says_of_dev(tmp_path / "2", value - 0.5)
+    third = ("--seed", "3", "--gate", str(tmp_path / "2"))
+    said = done(finetune(run, base, tmp_path / "3", *TWO_STEPS, *third))
+    assert said.summary["gate"]["value"] == value
+    says_of_dev(tmp_path / "1", value - 0.5)
+    said = done(finetune(run, base, tmp_path / "4", *TWO_STEPS, "--seed", "3", "--gate", str(tmp_path / "1")))
+    assert said.summary["gate"]["passed"]
+    assert "better, and takes its place" in said.out
+    assert read_rater(tmp_path / "4" / "rater.yaml").adapter == str(tmp_path / "4" / "adapter")
+
+
+def test_rounds_that_cannot_be_compared(run: Path, base: Path, tmp_path: Path) -> None:
+    gate = ("--gate", str(tmp_path / "1"))
+    assert "holds no finished run of finetune_rater" in refused(run, base, tmp_path, *gate)
+    assert "a run of infer_traces" in refused(run, base, tmp_path, "--gate", str(run))
+    done(finetune(run, base, tmp_path / "1", *TWO_STEPS))
+    for more, named in ((("--dev-draws", "2"), "another dev_draws (1, now 2)"), (("--dev-limit", "5"), "dev_items")):
+        assert named in refused(run, base, tmp_path, *gate, *more)
+    assert "--merge: is about this run's rater" in refused(run, base, tmp_path, *gate, "--merge")
 
 
 @pytest.mark.parametrize("scale", [NOMINAL, ORDINAL_5], ids=["nominal", "ordinal"])

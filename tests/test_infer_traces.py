@@ -40,6 +40,7 @@ from tests.stage_runs import (
     run_alone,
     started,
     strict,
+    timeless,
     wait_until,
 )
 
@@ -53,11 +54,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def wait_for_draws(path: Path, size: int, process: subprocess.Popen[str]) -> None:
     """Wait until a run in another process has written that many bytes of candidates."""
     wait_until(lambda: path.exists() and path.stat().st_size >= size, process)
-
-
-def timeless(path: Path) -> list[Record]:
-    """Return records without the one field that differs from run to run."""
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in read(path)]
 
 
 def by_draw(records: Sequence[Record]) -> list[Record]:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.scripted_server import Answer, ScriptedServer
 from tests.small_corpora import ORDINAL_5, rating, varied_texts, write_corpus
-from tests.stage_runs import Outcome, Record, read, run_alone, run_here, started, strict, wait_until
+from tests.stage_runs import Outcome, Record, read, run_alone, run_here, started, strict, timeless, wait_until
 
 ITEMS, CONCURRENCY = 40, 4
 GIVEN_UP_ITEMS = 100  # the first 50 never are
@@ -59,8 +59,8 @@ class Job:
     def outcome(self, folder: Path) -> dict[str, Any]:
         """Return what a finished run has written, without times and without the order in which draws arrived."""
         assert strict(folder / "manifest.json")["status"] == "complete"
-        found = {name: _timeless(folder / name) for name in self.results}
-        draws = {self.journal: sorted(map(repr, _timeless(folder / self.journal)))} if self.same_draws else {}
+        found = {name: timeless(folder / name) for name in self.results}
+        draws = {self.journal: sorted(map(repr, timeless(folder / self.journal)))} if self.same_draws else {}
         return {**found, **draws}
 
     def live(self, folder: Path, end: Callable[[Any], None] | None, run: Callable[..., Outcome] = run_alone) -> bool:
@@ -106,10 +106,6 @@ class Job:
             if (folder / name).exists():
                 read(folder / name)
         self.known = recorded
-
-
-def _timeless(path: Path) -> list[Record]:
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in read(path)]
 
 
 def infer_traces(corpus: Path, server: ScriptedServer, *more: object) -> Job:

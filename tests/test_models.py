@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+import raters.models.failures as failures
 import raters.models.hf as hf_module
 import raters.models.openai as openai_module
 from raters.models import choosing, generation
@@ -387,15 +388,15 @@ def test_hf_ignores_sampling_saved_with_the_model(tiny: Path, tmp_path: Path) ->
 
 
 def test_hf_stops_at_the_end_token(tiny: Path) -> None:
-    completions = draw(HFModel(str(tiny), device="cpu"), range(16), SamplingSettings(max_tokens=400))
+    completions = draw(HFModel(str(tiny), device="cpu"), range(16), SamplingSettings(max_tokens=120))
     assert {completion.finish_reason for completion in completions} == {"stop", "length"}
     for completion in completions:
         assert END_OF_TURN not in completion.text
         assert completion.completion_tokens is not None
         if completion.finish_reason == "length":
-            assert completion.completion_tokens == 400
+            assert completion.completion_tokens == 120
         else:
-            assert completion.completion_tokens < 400
+            assert completion.completion_tokens < 120
 
 
 def test_hf_does_without_a_padding_token(tiny: Path, tmp_path: Path) -> None:
@@ -405,7 +406,7 @@ def test_hf_does_without_a_padding_token(tiny: Path, tmp_path: Path) -> None:
         for key in ("pad_token", "pad_token_id"):
             content.pop(key, None)
         (bare / file).write_text(json.dumps(content))
-    settings = SamplingSettings(max_tokens=300)
+    settings = SamplingSettings(max_tokens=150)
     expected = draw(HFModel(str(tiny), device="cpu"), range(8), settings)
     assert {completion.finish_reason for completion in expected} == {
         "stop",
@@ -608,7 +609,7 @@ def test_heavy_libraries_wait_until_they_are_needed() -> None:
 
 @pytest.fixture
 def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_module, "FIRST_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(failures, "FIRST_BACKOFF_SECONDS", 0.01)
 
 
 @contextlib.contextmanager
@@ -826,18 +827,18 @@ def test_openai_waits_as_long_as_retry_after_says() -> None:
     [("2", 2.0), ("0.5", 0.5), ("600", 60.0), ("-3", 0.0), ("soon", None), ("nan", None), ("", None)],
 )
 def test_openai_reads_retry_after(value: str, seconds: float | None) -> None:
-    assert openai_module._retry_after_seconds({"retry-after": value}) == seconds
+    assert failures.retry_after_seconds({"retry-after": value}) == seconds
 
 
 def test_openai_reads_retry_after_as_a_date() -> None:
-    seconds = openai_module._retry_after_seconds({"retry-after": formatdate(time.time() + 20, usegmt=True)})
+    seconds = failures.retry_after_seconds({"retry-after": formatdate(time.time() + 20, usegmt=True)})
     assert seconds is not None
     assert 17 < seconds <= 20
 
 
 def test_openai_backoff_doubles_with_equal_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "uniform", lambda low, high: (low, high))
-    spans = [openai_module._pause_seconds(tries, None) for tries in range(1, 9)]
+    spans = [failures.pause_seconds(tries, None) for tries in range(1, 9)]
     assert spans == [(high / 2, high) for high in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)]
 
 
@@ -881,13 +882,13 @@ def test_openai_too_many_tokens_is_no_reason_to_switch() -> None:
 
 def test_openai_nobody_there_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
-    real, pauses = openai_module._pause_seconds, []
+    real, pauses = failures.pause_seconds, []
 
     def watched(tries: int, retry_after_seconds: float | None) -> float:
         pauses.append(tries)
         return real(tries, retry_after_seconds)
 
-    monkeypatch.setattr(openai_module, "_pause_seconds", watched)
+    monkeypatch.setattr(openai_module, "pause_seconds", watched)
     begun = time.monotonic()
     with pytest.raises(ModelAccessError) as caught:
         draw(OpenAIModel("m", base_url=url), range(40))

@@ -867,13 +867,13 @@ def test_a_rater_with_an_adapter_works_from_another_folder(
     """The model is scripted; what counts is where its adapter is looked for."""
     corpus = make_corpus(tmp_path / "c", count=3)
     (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "mark").touch()
+    (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
     opened: list[str] = []
 
     def open_scripted(spec: str, *, adapter: str | None = None, **options: Any) -> ScriptedModel:
         assert adapter is not None
         opened.append(adapter)
-        assert (Path(adapter) / "mark").exists(), f"{adapter} is no folder seen from {Path.cwd()}"
+        assert Path(adapter).is_dir(), f"{adapter} is no folder seen from {Path.cwd()}"
         return ScriptedModel(lambda *_: Completion(rating(2), "", "stop", 1, 1), spec)
 
     monkeypatch.setattr("raters.models.open_model", open_scripted)

@@ -178,8 +178,9 @@ SCORES = set(
     "resamples interval_method test_method human raters floors between_raters differences holm_over partial".split()
 )
 RECORD = set(
-    "rater aggregate draws_per_item coverage unreadable_items unreadable_draws agreement worst_case confusion "
-    "alternative_annotator_test self_agreement verdict_shares label_shares length_correlation position".split()
+    "rater aggregate draws_per_item items_by_probabilities coverage unreadable_items unreadable_draws agreement "
+    "worst_case confusion alternative_annotator_test self_agreement verdict_shares label_shares length_correlation "
+    "position".split()
 )
 
 

@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 
 import raters.shards as shards_module
+from pipelines.rate_items import RateItemsOptions
+from pipelines.workers import share_of
+from raters.budgets import Use
 from raters.records import ConfigError
 from raters.shards import Shard, Shards, clear_up, unfinished
 from tests.scripted_server import Answer, Fault, ScriptedServer
@@ -33,6 +36,7 @@ from tests.stage_runs import (
     snapshot,
     started,
     strict,
+    timeless,
     wait_until,
 )
 
@@ -75,7 +79,7 @@ class Job:
         return (*self.arguments, "--out", out or self.out, *more)
 
     def __call__(self, *more: object, out: Path | None = None) -> Outcome:
-        run = run_alone if "--workers" in more else run_here  # who starts workers has a process of its own
+        run = run_alone if "ray" in more else run_here  # Ray stays in the process that has started it
         return run(self.stage, *self.command(*more, out=out))
 
     def seeds_asked(self) -> Counter[int]:
@@ -95,10 +99,6 @@ class Job:
 
     def shard_lines(self) -> int:
         return sum(path.read_bytes().count(b"\n") for path in self.out.glob("shards/*.jsonl"))
-
-
-def timeless(path: Path) -> list[Record]:
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in read(path)]
 
 
 KINDS: dict[str, tuple[str, tuple[object, ...]]] = {
@@ -328,6 +328,47 @@ def test_what_a_worker_cannot_do_is_one_line(job: Job, engine: str, tmp_path: Pa
     goes_on(job, 0, tmp_path / "alone", *workers(2, engine))
 
 
+# --- what holds for all of a run ------------------------------------------------------------------------------
+
+
+TOKENS_OF_A_DRAW = 18  # of a `scripted_server.Answer`
+
+
+@pytest.mark.parametrize(("job", "draws"), [("infer_traces", 13 * 6), ("rate_items", 13 * 4)], indirect=["job"])
+def test_workers_share_a_budget(job: Job, draws: int, tmp_path: Path) -> None:
+    more = ("--strategy", "fixed") if job.stage == "infer_traces" else ()
+    budget = 25 * TOKENS_OF_A_DRAW  # 12 draws and a half for each of them
+    outcome = job(*more, *workers(2), "--max-total-tokens", budget)
+    assert outcome.status == 1, outcome.err
+    assert job.shard_lines() == 24
+    lines = outcome.err.strip().splitlines()
+    assert lines[-2] == f"24 draws are kept in {job.out}; give the same command again to go on"
+    assert lines[-1].startswith(
+        f"{job.stage}: one of 2 equal shares of the budget is used up: --max-total-tokens {budget // 2}: 216 tokens"
+    )
+    assert strict(job.out / "manifest.json")["status"] == "stopped"
+    # With more the same run goes on, by a budget that counts what it has used already.
+    assert job(*more, *workers(2), "--max-total-tokens", 31 * TOKENS_OF_A_DRAW).status == 1
+    assert job.shard_lines() == 30
+    done(job(*more, *workers(2), "--max-total-tokens", 2 * draws * TOKENS_OF_A_DRAW))
+    assert len(job.server.requests) == len(job.seeds_asked()) == draws
+    done(job(*more, out=tmp_path / "alone"))
+    assert job.files() == job.files(tmp_path / "alone")
+
+
+def test_a_worker_gets_an_equal_share_of_what_holds_for_the_run() -> None:
+    limits = {"requests_per_minute": 10, "tokens_per_minute": 1001, "max_cost": 7.0, "max_total_tokens": 1000}
+    options = RateItemsOptions(model="openai/x", workers=4, **limits)  # type: ignore[arg-type]
+    share = share_of(options, 4, Use(draws=3, tokens=100, usd=1.0))
+    assert {name: share[name] for name in limits} == {
+        "requests_per_minute": 2, "tokens_per_minute": 250, "max_cost": 1.5, "max_total_tokens": 225,
+    }  # fmt: skip
+    assert share["model"] == "openai/x"
+    assert share_of(options, 4, Use(draws=3, tokens=2000, usd=9.0))["max_cost"] == 0.0
+    plain = RateItemsOptions(model="openai/x", workers=4)
+    assert share_of(plain, 4, Use(draws=3, tokens=100, usd=1.0)) == plain.model_dump()
+
+
 # --- one journal in the end -------------------------------------------------------------------------------
 
 
@@ -404,6 +445,7 @@ def test_a_broken_note_of_shards_is_named(tmp_path: Path) -> None:
         (("--workers", 0), "--workers 0"),
         (("--engine", "spark"), "--engine spark"),
         (("--ray-address", "auto"), "--ray-address auto: is for --engine ray"),
+        (("--requests-per-minute", 3, "--workers", 4), "--requests-per-minute 3 --workers 4: leaves nothing for one"),
     ],
 )
 @pytest.mark.parametrize("job", ["infer_traces", "rate_items"], indirect=True)

@@ -187,7 +187,7 @@ def test_an_adapter_changes_what_is_said(vllm: FakeVLLM, tiny: Path, adapter: Pa
 
 
 def test_an_end_token_ends_a_text_and_is_no_part_of_it(vllm: FakeVLLM, tiny: Path) -> None:
-    completions = draw(VLLMModel(str(tiny)), range(8), SamplingSettings(max_tokens=300))
+    completions = draw(VLLMModel(str(tiny)), range(8), SamplingSettings(max_tokens=150))
     assert {completion.finish_reason for completion in completions} == {"stop", "length"}
     assert not any(END_OF_TURN in completion.text for completion in completions)
 

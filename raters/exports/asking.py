@@ -10,7 +10,8 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-from raters.models.openai import OPENAI_BASE_URL, _error_text, _pause_seconds, _retry_after_seconds, _text
+from raters.models.failures import error_text, pause_seconds, retry_after_seconds
+from raters.models.openai import OPENAI_BASE_URL, text_of
 from raters.models.protocol import Completion, one_line, split_reasoning
 
 TRIES = 6
@@ -55,11 +56,11 @@ class Server:
                     continue
                 if error.code not in _PASSING and error.code < 500:
                     break
-                wait = _retry_after_seconds({name.lower(): value for name, value in error.headers.items()})
+                wait = retry_after_seconds({name.lower(): value for name, value in error.headers.items()})
             except (OSError, ValueError) as error:  # no connection, a timeout, or an answer that cannot be read
                 problem = one_line(str(getattr(error, "reason", error)) or type(error).__name__)
             if tries < TRIES:
-                time.sleep(_pause_seconds(tries, wait))
+                time.sleep(pause_seconds(tries, wait))
         raise JudgeError(f"{who}: {body['model']} at {_shown_address()} gave no answer ({problem})")
 
     def _send(self, body: Mapping[str, Any]) -> Any:
@@ -83,9 +84,9 @@ def completion_of(payload: Any) -> Completion:
     message = choice.get("message")
     if not isinstance(message, dict):
         failure = payload.get("error") if isinstance(payload, dict) else None
-        raise ValueError(one_line(_error_text(failure)) or "an answer without choices")
-    text = _text(message.get("content")) or _text(message.get("refusal"))
-    thought = _text(message.get("reasoning")) or _text(message.get("reasoning_content"))
+        raise ValueError(one_line(error_text(failure)) or "an answer without choices")
+    text = text_of(message.get("content")) or text_of(message.get("refusal"))
+    thought = text_of(message.get("reasoning")) or text_of(message.get("reasoning_content"))
     return completion_from(text, thought, str(choice.get("finish_reason")))
 
 
@@ -106,7 +107,7 @@ def _shown_address() -> str:
 def _words_of(error: urllib.error.HTTPError) -> str:
     """Return what a server says with a refusal, without the key, which some servers repeat."""
     try:
-        words = _error_text(json.loads(error.read()))
+        words = error_text(json.loads(error.read()))
     except (OSError, ValueError):
         words = ""
     for name in ("JUDGE_API_KEY", "OPENAI_API_KEY"):

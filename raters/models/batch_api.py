@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from raters.journal import parse_line, replacing
-from raters.models.openai import (
-    OpenAIModel,
-    _connection_reason,
-    _error_text,
-    _is_overload,
-    _PassingError,
-    _pause_seconds,
-    _retry_after_seconds,
+from raters.models.failures import (
+    PassingError,
+    connection_reason,
+    error_text,
+    is_overload,
+    pause_seconds,
+    retry_after_seconds,
 )
+from raters.models.openai import OpenAIModel
 from raters.models.protocol import Completion, Message, SamplingSettings
 from raters.records import DataError, ModelAccessError, ModelError, ModelRequestError
 
@@ -141,7 +141,7 @@ class BatchEndpoint(OpenAIModel):
             may_exist = True
             try:
                 return await self._once("the batch", create)
-            except _PassingError as error:
+            except PassingError as error:
                 tries += 1
                 await self._wait(error, tries)
 
@@ -194,7 +194,7 @@ class BatchEndpoint(OpenAIModel):
                     async for block in answer.iter_bytes(1 << 20):
                         file.write(block)
             if lines and not _holds_answers(path):
-                raise _PassingError(f"a file {file_id} without answers")
+                raise PassingError(f"a file {file_id} without answers")
             return True
 
         try:
@@ -216,9 +216,9 @@ class BatchEndpoint(OpenAIModel):
         if status == _ANSWERED and not record.get("error"):
             try:
                 return self._read(body, None)
-            except _PassingError as error:
+            except PassingError as error:
                 raise ModelError(str(error)) from error
-        words = self._clean(_error_text(record.get("error")) or _error_text(body)) or "no answer"
+        words = self._clean(error_text(record.get("error")) or error_text(body)) or "no answer"
         words = words if status is None else f"{status} {words}"
         if status in _REFUSED_FOR_GOOD:
             hint = "check the sampling settings and the prompt's length"
@@ -246,23 +246,23 @@ class BatchEndpoint(OpenAIModel):
         while True:
             try:
                 return await self._once(what, call)
-            except _PassingError as error:
+            except PassingError as error:
                 tries += 1
                 await self._wait(error, tries)
 
-    async def _wait(self, error: _PassingError, tries: int) -> None:
+    async def _wait(self, error: PassingError, tries: int) -> None:
         if tries > self._max_retries:
             raise ModelError(
                 f"{self.spec}: {self._place} failed {tries} times, the last time with: {error}; nothing is lost, give "
                 "the same command again"
             ) from error
-        await asyncio.sleep(_pause_seconds(tries, error.retry_after_seconds))
+        await asyncio.sleep(pause_seconds(tries, error.retry_after_seconds))
 
     async def _once(self, what: str, call: Callable[[AsyncOpenAI], Awaitable[Answer]]) -> Answer:
         """Return what one call comes to.
 
         Raises:
-            _PassingError: It may go through later.
+            PassingError: It may go through later.
             _GoneError: The server does not know what is asked for.
             ModelAccessError: The key is refused.
             ModelError: The call is refused for good.
@@ -279,17 +279,17 @@ class BatchEndpoint(OpenAIModel):
         try:
             return await call(self._batch_client)
         except openai.APITimeoutError as error:
-            raise _PassingError(f"no answer within {self._request_timeout_seconds:g} s") from error
+            raise PassingError(f"no answer within {self._request_timeout_seconds:g} s") from error
         except openai.APIConnectionError as error:
-            raise _PassingError(self._clean(_connection_reason(error)), unreachable=True) from error
+            raise PassingError(self._clean(connection_reason(error)), unreachable=True) from error
         except httpx2.HTTPError as error:  # while a file is read
-            raise _PassingError(self._clean(str(error) or type(error).__name__)) from error
+            raise PassingError(self._clean(str(error) or type(error).__name__)) from error
         except openai.APIStatusError as error:
             raise await self._refused(what, error) from None
         except (openai.APIError, json.JSONDecodeError) as error:
-            raise _PassingError(self._clean(f"an answer that cannot be read ({error})")) from error
+            raise PassingError(self._clean(f"an answer that cannot be read ({error})")) from error
         except (AttributeError, TypeError) as error:  # openai's client takes what is not JSON for plain text
-            raise _PassingError("an answer that is not of a batch API") from error
+            raise PassingError("an answer that is not of a batch API") from error
 
     async def _refused(self, what: str, error: APIStatusError) -> Exception:
         with contextlib.suppress(Exception):  # of a streamed answer, the words are still to be read
@@ -299,7 +299,7 @@ class BatchEndpoint(OpenAIModel):
             with contextlib.suppress(ValueError, RuntimeError):
                 body = error.response.json()
         status = error.status_code
-        words = f"{status} {self._clean(_error_text(body))}".strip()
+        words = f"{status} {self._clean(error_text(body))}".strip()
         place = f"{self.spec}: {self._place}"
         if status in (401, 403) or error.code == "insufficient_quota":
             return self._refusal(error)
@@ -307,8 +307,8 @@ class BatchEndpoint(OpenAIModel):
             hint = "check --base-url, or write a file with --batch-file and have it answered elsewhere"
             return _GoneError(f"{place} does not know {what} ({words}); {hint}")
         if status in (408, 409, 429) or status >= 500:
-            wait = _retry_after_seconds(error.response.headers)
-            return _PassingError(words, wait, overload=_is_overload(error))
+            wait = retry_after_seconds(error.response.headers)
+            return PassingError(words, wait, overload=is_overload(error))
         return ModelError(f"{place} refused {what} ({words}); mend that and give the same command again")
 
 

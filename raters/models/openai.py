@@ -2,29 +2,32 @@
 
 One request per seed, or several samples of one where they are asked for. Servers differ in what they leave out
 (`usage`, `content`, `finish_reason`) and in what they call the reasoning, so answers are read from plain JSON and
-nothing is taken for granted. Failures that pass are retried with exponential backoff and equal jitter (Brooker 2015,
-"Exponential Backoff And Jitter", AWS Architecture Blog), whose least wait sees a run through a server's restart;
-Retry-After comes first. How many requests are in flight is decided in `pacing.py`.
+nothing is taken for granted. Failures that pass are retried, after the waits of `failures.py`. How many requests are in
+flight is decided in `pacing.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
 import json
 import logging
-import math
 import os
-import random
-import re
-import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from raters.models.failures import (
+    OVERLOAD_CODES,
+    PassingError,
+    connection_reason,
+    error_text,
+    is_overload,
+    pause_seconds,
+    retry_after_seconds,
+)
 from raters.models.pacing import EndpointLimits, Gate, Pacer
 from raters.models.protocol import Completion, Message, SamplingSettings, one_line, split_reasoning, with_siblings
 from raters.models.top_logprobs import label_logprobs, read_tokens
@@ -36,41 +39,13 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
-FIRST_BACKOFF_SECONDS = 0.5
-LONGEST_BACKOFF_SECONDS = 30.0
-LONGEST_RETRY_AFTER_SECONDS = 60.0
 _MOST_TOKENS = 2**40  # no server counts more; a number beyond it would spoil every sum
 _FEWER_LOGPROBS = {20: 5, 5: 0}
 """What is asked for next if a server refuses so many `top_logprobs`: OpenAI allows 20, others 5, some none."""
 TRIES_TO_REACH = 2  # tries while no server has ever answered: a wrong URL should not cost minutes
 _LEAST_BYTES_A_TOKEN = 3
 """Of UTF-8, for the tokens of a prompt that no server has counted yet: English has about 4, Chinese about 3."""
-_OVERLOAD_WORDS = re.compile("overload|over capacity|at capacity|too many requests|rate.?limit|throttl|busy", re.I)
-"""What servers say with 503 if it is the load: others say it while they load a model, or are down."""
-_OVERLOAD_CODES = (429, 529)
 _DEFAULTS = EndpointLimits()
-
-
-class _PassingError(Exception):
-    """A failure that a later try may not meet.
-
-    Attributes:
-        retry_after_seconds: How long the server asked to wait; None if it did not say.
-        unreachable: True if no connection could be made at all.
-        overload: True if the server was asked too much at once.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        retry_after_seconds: float | None = None,
-        *,
-        unreachable: bool = False,
-        overload: bool = False,
-    ) -> None:
-        super().__init__(reason)
-        self.retry_after_seconds = retry_after_seconds
-        self.unreachable, self.overload = unreachable, overload
 
 
 class OpenAIModel:
@@ -205,7 +180,7 @@ class OpenAIModel:
                 completion = await self._request(client, gate, messages, seed, settings)
                 self._answers += 1
                 return completion
-            except _PassingError as error:
+            except PassingError as error:
                 answers_at_failures.append(self._answers)
                 tries = len(answers_at_failures)
                 lost = error.unreachable and not self._reached
@@ -216,9 +191,9 @@ class OpenAIModel:
                 if tries > self._max_retries:
                     raise self._given_up(error, answers_at_failures) from error
                 # Without a place in the window: others may be answered meanwhile.
-                await asyncio.sleep(_pause_seconds(tries, error.retry_after_seconds))
+                await asyncio.sleep(pause_seconds(tries, error.retry_after_seconds))
 
-    def _given_up(self, error: _PassingError, answers_at_failures: Sequence[int]) -> ModelError:
+    def _given_up(self, error: PassingError, answers_at_failures: Sequence[int]) -> ModelError:
         """Return what a request ends with after its last try.
 
         A server that went on answering others all the while will fail on this one for good, and a run must be able to
@@ -279,11 +254,11 @@ class OpenAIModel:
         except openai.APITimeoutError as error:
             if type(error.__cause__).__name__ == "ConnectTimeout":
                 reason = f"no connection within {self._connect_timeout_seconds:g} s"
-                raise _PassingError(reason, unreachable=True) from error
-            raise _PassingError(f"no answer within {self._request_timeout_seconds:g} s") from error
+                raise PassingError(reason, unreachable=True) from error
+            raise PassingError(f"no answer within {self._request_timeout_seconds:g} s") from error
         except openai.APIConnectionError as error:
             unreachable = type(error.__cause__).__name__ == "ConnectError"
-            raise _PassingError(self._clean(_connection_reason(error)), unreachable=unreachable) from error
+            raise PassingError(self._clean(connection_reason(error)), unreachable=unreachable) from error
         except openai.APIStatusError as error:
             self._reached = True
             if "max_tokens" in body and _wants_max_completion_tokens(error):
@@ -293,7 +268,7 @@ class OpenAIModel:
                 fewer = _FEWER_LOGPROBS[wanted]
                 completion = await self._request(client, gate, messages, seed, settings, fewer)
                 # Only an answer shows that it was the log-probabilities: an error may repeat any word of the prompt.
-                self._take_fewer_logprobs(fewer, f"{error.status_code} {self._clean(_error_text(error.body))}".strip())
+                self._take_fewer_logprobs(fewer, f"{error.status_code} {self._clean(error_text(error.body))}".strip())
                 return completion
             raise self._refusal(error) from None  # the chain would show the server's words as they came
         return self._read_all(payload, settings.label_logprobs if "logprobs" in body else None)
@@ -309,7 +284,7 @@ class OpenAIModel:
 
         Raises:
             OpenAIError: No answer, or a status of 400 or more.
-            _PassingError: The answer is not JSON, or says that there are too many requests.
+            PassingError: The answer is not JSON, or says that there are too many requests.
         """
         import httpx2
         import openai
@@ -325,18 +300,18 @@ class OpenAIModel:
                 payload = json.loads(answer.content)
             except (ValueError, RecursionError) as error:
                 pacer.lost(ticket)
-                raise _PassingError(f"an answer that is not JSON ({self._clean(answer.text)[:80]!r})") from error
+                raise PassingError(f"an answer that is not JSON ({self._clean(answer.text)[:80]!r})") from error
             failure = payload.get("error") if isinstance(payload, dict) else None
-            if isinstance(failure, dict) and failure.get("code") in _OVERLOAD_CODES:
+            if isinstance(failure, dict) and failure.get("code") in OVERLOAD_CODES:
                 pacer.overloaded(gate.clock(), ticket, None)
-                raise _PassingError(self._clean(_error_text(failure)), overload=True)
+                raise PassingError(self._clean(error_text(failure)), overload=True)
             pacer.answered(ticket, _tokens_used(payload))
             return payload
-        except _PassingError:
+        except PassingError:
             raise
         except openai.APIStatusError as error:
-            if _is_overload(error):
-                pacer.overloaded(gate.clock(), ticket, _retry_after_seconds(error.response.headers))
+            if is_overload(error):
+                pacer.overloaded(gate.clock(), ticket, retry_after_seconds(error.response.headers))
             else:
                 pacer.refused(ticket)
             raise
@@ -361,7 +336,7 @@ class OpenAIModel:
     def _refusal(self, error: APIStatusError) -> Exception:
         """Return what to raise for an HTTP status of 400 or more."""
         status = error.status_code
-        words = f"{status} {self._clean(_error_text(error.body))}".strip()
+        words = f"{status} {self._clean(error_text(error.body))}".strip()
         place = f"{self.spec}: {self._place}"
         if status in (401, 403):
             return ModelAccessError(f"{place} refused the key ({words}); set OPENAI_API_KEY")
@@ -372,8 +347,8 @@ class OpenAIModel:
         if status in (408, 409, 429) or status >= 500:
             if status == 429 and "request too large" in words.lower():  # OpenAI's, for more than a minute's tokens
                 return ModelRequestError(f"{place} refused the request ({words}); shorten it, or lower --max-tokens")
-            wait = _retry_after_seconds(error.response.headers)
-            return _PassingError(words, wait, overload=_is_overload(error))
+            wait = retry_after_seconds(error.response.headers)
+            return PassingError(words, wait, overload=is_overload(error))
         hint = "check the sampling settings and the prompt's length"
         return ModelRequestError(f"{place} refused the request ({words}); {hint}")
 
@@ -388,7 +363,7 @@ class OpenAIModel:
         for choice in choices:
             try:
                 samples.append(self._read({**payload, "choices": [choice]}, labels))
-            except _PassingError:
+            except PassingError:
                 if not samples:
                     raise
                 break
@@ -401,13 +376,13 @@ class OpenAIModel:
         if not isinstance(choice, dict) or not isinstance(message, dict):
             # Gateways report a failure of the server behind them as 200 with an `error`.
             failure = payload.get("error") if isinstance(payload, dict) else None
-            raise _PassingError(self._clean(_error_text(failure)) or "an answer without choices")
+            raise PassingError(self._clean(error_text(failure)) or "an answer without choices")
         refusal = message.get("refusal")
-        text = _text(message.get("content"))
+        text = text_of(message.get("content"))
         finish_reason = choice.get("finish_reason")
         if not text and isinstance(refusal, str) and refusal:
             text, finish_reason = refusal, "refusal"
-        thought = _text(message.get("reasoning")) or _text(message.get("reasoning_content"))
+        thought = text_of(message.get("reasoning")) or text_of(message.get("reasoning_content"))
         reasoning, text = split_reasoning(text, thought)
         tokens = read_tokens(choice.get("logprobs")) if labels else None
         if labels and tokens is None and text:
@@ -439,13 +414,6 @@ def _refuses_logprobs(error: APIStatusError) -> bool:
     return error.status_code not in (401, 429) and "logprob" in str(error.body).lower()
 
 
-def _is_overload(error: APIStatusError) -> bool:
-    """True if a server says that it is asked too much at once, not that it is broken."""
-    return error.status_code in _OVERLOAD_CODES or (
-        error.status_code == 503 and _OVERLOAD_WORDS.search(_error_text(error.body)) is not None
-    )
-
-
 def _tokens_used(payload: Any) -> int | None:
     usage = payload.get("usage") if isinstance(payload, dict) else None
     names = ("prompt_tokens", "completion_tokens")
@@ -453,56 +421,10 @@ def _tokens_used(payload: Any) -> int | None:
     return None if None in counts else sum(count or 0 for count in counts)
 
 
-def _pause_seconds(tries: int, retry_after_seconds: float | None) -> float:
-    if retry_after_seconds is not None:
-        # A little jitter on top, or all that were refused together come back together.
-        return retry_after_seconds + random.uniform(0.0, min(1.0, 0.1 * retry_after_seconds))
-    longest = min(LONGEST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** (tries - 1))
-    return random.uniform(longest / 2.0, longest)
-
-
-def _retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Return the wait that Retry-After asks for, in seconds or as a date (RFC 9110, 10.2.3), capped."""
-    value = headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return None
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else None
-
-
-def _error_text(body: object) -> str:
-    """Return the message of an error body: OpenAI's, vLLM's, FastAPI's, or plain text."""
-    while isinstance(body, dict):
-        body = next((body[key] for key in ("error", "message", "detail") if body.get(key)), "")
-    return body if isinstance(body, str) else json.dumps(body) if body else ""
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    yield error
-    inner = list(error.exceptions) if isinstance(error, BaseExceptionGroup) else []
-    for cause in [*inner, error.__cause__ or error.__context__]:
-        if cause is not None:
-            yield from _causes(cause)
-
-
-def _connection_reason(error: BaseException) -> str:
-    causes = list(_causes(error))
-    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
-        return "connection refused"
-    if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return "unknown host"
-    cause = error.__cause__ or error
-    return str(cause) or type(cause).__name__
-
-
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
     """Return a text field of a message: a string, or the text parts of a list; else empty."""
     if isinstance(value, list):
-        return "".join(_text(part.get("text")) for part in value if isinstance(part, dict))
+        return "".join(text_of(part.get("text")) for part in value if isinstance(part, dict))
     return value if isinstance(value, str) else ""
 
 

@@ -294,7 +294,8 @@ language model: the tables say what the pipeline does with reasoning that can be
 Figures: Kendall τ-b of the mean of {TEST_DRAWS} sampled draws with people's gold label, on {TEST_ITEMS} test items at
 most; mean over split seeds ({seeds}) ± the half width of the 95 % interval over seeds (Student's t). {ITEMS} labelled
 training items, {K} draws each; every arm has {TRAINING["--steps"]} steps of {TRAINING["--batch"]} examples at learning
-rate {TRAINING["--lr"]:g} and the checkpoint, the base among them, that is best on {TRAINING["--dev-limit"]} dev items.
+rate {TRAINING["--lr"]:g} and the checkpoint that is best on {TRAINING["--dev-limit"]} dev items. The base is not among
+them, so a tuned arm may come out below it.
 
 {table(["arm", *TASKS, "what it is"], rows)}
 
