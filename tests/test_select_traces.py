@@ -6,6 +6,8 @@ import html
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from pipelines.select_traces import main as select_traces
 from raters.influence.harm import doubt_of, influence_of, weights_remark
 from raters.influence.report import influence_report_html
 from raters.records import StorageError
-from tests.stage_runs import calls_of, kill, read, refused_line, run_alone, started, wait_until
+from tests.stage_runs import calls_of, environment, kill, read, refused_line, run_alone, started, wait_until
 
 TRAIN = "--steps 6 --batch 6 --eval-steps 3 --lr 2e-3 --dev-limit 12 --dev-draws 2 --rating-batch 64 --rank 4".split()
 
@@ -135,15 +137,56 @@ def test_a_sweep_is_kept_until_all_is_written(
     assert not (tmp_path / "o" / "sweep.safetensors").exists()
 
 
-def test_another_question_needs_another_folder(place: Path, run: Any, tmp_path: Path) -> None:
+def test_a_finished_run_is_seen_at_once_and_another_question_needs_another_folder(
+    place: Path, run: Any, tmp_path: Path
+) -> None:
     out = tmp_path / "o"
     run("--run", place / "tuned", "--out", out, "--attributor", "sgd")
     before = (out / "influence.jsonl").read_bytes()
-    run("--run", place / "tuned", "--out", out, "--attributor", "sgd")
-    assert (out / "influence.jsonl").read_bytes() == before
+    arguments = ["--run", str(place / "tuned"), "--out", str(out), "--attributor", "sgd"]
+    code = f"import sys\nfrom pipelines.select_traces import main\nmain({arguments})\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "nothing is left to do" in done.stderr
     said = run("--run", place / "tuned", "--out", out, "--attributor", "sgd", "--query", "agreement", status=2)
     assert 'query was "draws", now "agreement"' in said.err
     assert (out / "influence.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("more", ["--horizon 2 --attributor sgd", "--attributor tracin", "--online 1 --folds 2"])
+def test_what_was_stopped_goes_on_and_the_bar_with_it(
+    place: Path, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str
+) -> None:
+    """A sweep of 6 steps whose states are stored every second one; ended where four fifths of the work are done."""
+    begins: list[int] = []
+
+    class Bar:
+        stops = True
+
+        def __init__(self, total: int, state: Any, unit: str) -> None:
+            self.total, self.state = total, state
+            begins.append(state()[0])
+
+        def update(self) -> None:
+            if self.stops and self.state()[0] > 0.8 * self.total:
+                raise KeyboardInterrupt
+
+        def close(self) -> None:
+            assert self.state()[0] == self.total
+
+    monkeypatch.setattr("pipelines.select_traces.ProgressBar", Bar)
+    arguments = ("--run", place / "tuned", "--at", "last", *more.split())
+    run(*arguments, "--out", tmp_path / "cut", status=130)
+    assert not (tmp_path / "cut" / "influence.jsonl").exists()
+    Bar.stops = False
+    run(*arguments, "--out", tmp_path / "cut")
+    assert begins[0] == 0 < begins[1]
+    run(*arguments, "--out", tmp_path / "whole")
+    names = ["influence.jsonl", "traces.jsonl"]
+    names += ["adapter/adapter_model.safetensors", "rater.yaml"] if "online" in more else []
+    for name in names:
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert not (tmp_path / "cut" / "sweep.safetensors").exists()
 
 
 @pytest.mark.slow
