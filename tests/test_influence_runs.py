@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import shutil
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from raters.influence.answers import AnswerBatch
 from raters.influence.dev_queries import DevQueries, agreements, dev_queries, read_dev_draws
 from raters.influence.losses import products, step_gradient
-from raters.influence.recording import Recorder
+from raters.influence.recording import Recorder, check_arguments, read_examples
 from raters.influence.trajectory import TrajectoryWriter
 from raters.influence.tuned_runs import TunedRun, write_adapter
 from raters.model_selection import DevSplit
@@ -25,12 +27,13 @@ from raters.scales import SCALE_ADAPTER
 from raters.trace_runs import TraceRun
 from raters.training_data import Encoder, first_tokens
 from tests.influence_problems import Setting, network_problem
-from tests.small_corpora import INTERVAL, NOMINAL, ORDINAL_3, PAIRWISE
+from tests.small_corpora import INTERVAL, NOMINAL, ORDINAL_3, PAIRWISE, write_jsonl
 from tests.small_training import finetune, write_trace_run
 from tests.stage_runs import kill, run_alone, started, wait_for_lines
 from tests.tiny_models import make_model
 
 STEPS = ("--steps", "5", "--batch", "6", "--micro-batch", "2", "--eval-steps", "5", "--lr", "1e-2", "--warmup", "2")
+_NUMBERS = (".bin", ".safetensors")
 RECORD = ("--record-trajectory", "--rank", "2", *STEPS)
 
 
@@ -162,6 +165,76 @@ def test_a_base_with_dropout_of_its_own_and_a_full_disk_are_refused(
     said = finetune(run, base, tmp_path / "o2", *RECORD)
     assert said.status == 2
     assert "where 1.0 kB are free" in said.error
+
+
+def test_disk_is_asked_for_all_seeds_before_the_first_one(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, more = write_trace_run(tmp_path), (*RECORD, "--seeds", "3")
+    said = finetune(run, base, tmp_path / "o", *more)
+    assert said.status == 0, said.error
+    announced = [line.split(": up to ")[1] for line in said.log.splitlines() if "recording" in line]
+    files = [path for path in (tmp_path / "o" / "seed-0" / "trajectory").rglob("*") if path.suffix in _NUMBERS]
+    size = sum(path.stat().st_size for path in files)
+    wanted = [[float(found) for found in re.findall(r"([\d.]+) kB", line)] for line in announced]
+    alone = wanted[2][0]
+    assert alone == pytest.approx(size / 1000, rel=0.05)  # but for headers
+    assert wanted == [[alone, pytest.approx(3 * alone, abs=0.2)], [alone, pytest.approx(2 * alone, abs=0.2)], [alone]]
+    free = int(2500 * alone)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    said = finetune(run, base, tmp_path / "o2", *more)
+    assert said.status == 2
+    assert "5 steps under each of 3 seeds take " in said.error
+    assert "fewer --seeds" in said.error
+
+
+def test_a_run_is_recorded_from_its_beginning_or_not_at_all(tmp_path: Path, base: Path) -> None:
+    """One that has ended without being recorded is no recorded one because it is asked for again."""
+    run = write_trace_run(tmp_path)
+    plain = [argument for argument in RECORD if argument != "--record-trajectory"]
+    for name, first, then, says in (
+        ("plain", plain, RECORD, "record_trajectory was false, now true"),
+        ("recorded", RECORD, plain, "record_trajectory was true, now false"),
+    ):
+        assert finetune(run, base, tmp_path / name, *first).status == 0
+        said = finetune(run, base, tmp_path / name, *then)
+        assert said.status == 2
+        assert says in said.error
+        assert "give another --out, or --new" in said.error
+
+
+def test_other_optimizers_and_packing_are_refused() -> None:
+    """Options of finetune_rater lead to neither; who builds a trainer by hand may ask for them."""
+    import trl
+
+    library: Any = trl
+    common = {"output_dir": "unused", "use_cpu": True, "bf16": False}
+    for optimizer in ("adamw_torch", "adamw_torch_fused"):
+        check_arguments(library.SFTConfig(**common, optim=optimizer))
+    for optimizer in ("adamw_8bit", "paged_adamw_8bit", "sgd", "adafactor"):
+        with pytest.raises(ConfigError, match=f"{optimizer}.* is not torch's AdamW"):
+            check_arguments(library.SFTConfig(**common, optim=optimizer))
+    with pytest.raises(ConfigError, match="packing puts several examples into a row"):
+        check_arguments(library.SFTConfig(**common, optim="adamw_torch", packing=True))
+
+
+def test_examples_are_read_in_little_memory_whatever_their_names(tmp_path: Path) -> None:
+    """10,000 examples of 1,000 tokens are 80 MB of numbers of 4 bytes."""
+    tokens = [place * 37 % 30_000 for place in range(1000)]
+    labels = [-100] * 900 + tokens[900:]
+    rows = [{"example_id": f"i\u2028{n}\x85/0", "input_ids": tokens, "labels": labels} for n in range(200)]
+    write_jsonl(tmp_path / "examples.jsonl", rows)
+    tracemalloc.start()
+    try:
+        found = read_examples(tmp_path)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.5 * 200 * 2 * 1000 * 4
+    assert [row["example_id"] for row in found] == [row["example_id"] for row in rows]
+    assert (list(found[7]["input_ids"]), list(found[7]["labels"])) == (tokens, labels)
+    with pytest.raises(DataError, match=r"examples\.jsonl: no such file"):
+        read_examples(tmp_path / "none")
 
 
 def test_a_gradient_that_is_no_number_ends_in_one_line(tmp_path: Path, base: Path) -> None:
