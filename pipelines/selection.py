@@ -285,7 +285,7 @@ def attribute(recorded: Recorded, count: Callable[[int], None]) -> Found:
     scores = attributor.attribute(queries, mixtures)
     proxy = None if scores.error_proxy is None else scores.error_proxy[:, -1].double().numpy()
     parts = scores.parts.double().numpy()
-    found = influence_of(parts[:, :-1], parts[:, -1], proxy, options.confidence)
+    found = influence_of(parts[:, :-1], parts[:, -1], proxy, queries.shares, options.confidence)
     return Found(found, found.harmful)
 
 
@@ -294,6 +294,8 @@ def train_online(recorded: Recorded, count: Callable[[int], None]) -> Found:
 
     Training that was stopped goes on where it was.
     """
+    import numpy as np
+
     from raters.influence.harm import influence_of
     from raters.influence.online import select_online
     from raters.influence.tuned_runs import write_adapter
@@ -308,7 +310,8 @@ def train_online(recorded: Recorded, count: Callable[[int], None]) -> Found:
     _write_rater(sources, adapter)
     scores = found.scores.double().numpy()[:, None]
     dropped = (found.seen > 0) & (2 * found.kept < found.seen)
-    return Found(influence_of(scores[:, None], scores, None), dropped.numpy(), found.seen.numpy(), found.kept.numpy())
+    influence = influence_of(scores[:, None], scores, None, np.ones(1))
+    return Found(influence, dropped.numpy(), found.seen.numpy(), found.kept.numpy())
 
 
 def _write_rater(sources: Sources, adapter: Path) -> None:
