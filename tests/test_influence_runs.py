@@ -316,7 +316,10 @@ def dev_records(run: TraceRun, dev: DevSplit, shift: int = 0) -> list[dict[str, 
         for number, step in enumerate((shift, shift + 1)):
             record = {"item_id": run.corpus.item_ids[item], "draw": number, "trace": f"Because {at} {number}."}
             verdict = labels[(place + step) % len(labels)]
-            found.append({**record, "verdict": verdict, "swapped": bool(at % 2) and scale.type == "pairwise"})
+            swapped = bool(at % 2) and scale.type == "pairwise"
+            shown = scale.swapped(verdict) if swapped else verdict
+            answer = f"<rating>{shown:g}</rating>" if isinstance(shown, float) else f"<rating>{shown}</rating>"
+            found.append({**record, "answer": answer, "verdict": verdict, "swapped": swapped})
     return found
 
 
@@ -463,6 +466,54 @@ def test_pairs_are_asked_in_the_order_they_were_shown_in(tmp_path: Path, base: P
         assert sum(text.endswith(ending) for text in texts) >= 1
         swapped_rows += record["swapped"] and shown != label
     assert swapped_rows
+
+
+def test_an_item_whose_draws_agree_equally_well_counts_in_the_mean(plain: tuple[Path, TunedRun, Any]) -> None:
+    """Nothing is to be had from it, so that its share of the mean is 0."""
+    everything, run, dev = asked("draws", plain, folds=1)
+    records = dev_records(run, dev)
+    first = run.corpus.item_ids[dev.items.tolist()[0]]
+    for record in records:
+        if record["item_id"] == first:
+            record |= {"verdict": 1, "answer": "<rating>1</rating>"}
+    queries, _, _ = asked("draws", plain, folds=1, records=records)
+    assert queries.items == len(dev.items)
+    assert [row.weight for row in queries._rows] == [row.weight for row in everything._rows[2:]]
+
+
+def test_numbers_are_asked_about_as_the_rater_writes_them(tmp_path: Path, base: Path) -> None:
+    where = recorded(tmp_path, base, {**INTERVAL, "labels": [0.0, 5.0, 10.0], "min": 0, "max": 10})
+    run = TraceRun.read(where[0])
+    dev = DevSplit.of(run, None)
+
+    def ratings(name: str, records: list[dict[str, Any]]) -> set[str]:
+        queries, _, _ = asked(name, where, records=records)
+        texts = [where[1].loaded.tokenizer.decode(row.row["input_ids"]) for row in queries._rows]
+        assert texts
+        return {text.rpartition("<rating>")[2].partition("</rating>")[0] for text in texts}
+
+    records = dev_records(run, dev)
+    assert ratings("label", records) <= {"0", "5", "10"}
+    assert ratings("draws", records) <= {"0", "5", "10"}
+    written = [{**record, "answer": record["answer"].replace("</", ".0</")} for record in records]
+    assert ratings("label", written) <= {"0.0", "5.0", "10.0"}
+    assert ratings("draws", written) <= {"0.0", "5.0", "10.0"}
+    # Of a draw that was read from elsewhere, the verdict itself.
+    elsewhere = [{**record, "answer": "none"} for record in records]
+    assert ratings("draws", elsewhere) <= {"0", "5", "10"}
+
+
+def test_a_label_in_the_decimals_of_a_rater() -> None:
+    from raters.influence.dev_queries import _decimals, _written
+
+    scale = SCALE_ADAPTER.validate_python({"type": "interval", "min": -1.5, "max": 4.6})
+    assert [_written(scale, 10 / 3, decimals) for decimals in (0, 1, 2)] == ["3", "3.3", "3.33"]
+    assert _written(scale, 4.6, 0) == "4.6"  # 5 is not on the scale
+    assert _written(SCALE_ADAPTER.validate_python(dict(ORDINAL_3)), 2, 1) == "2"
+    answers = ["<rating>3</rating>", "<rating>-1.5</rating>", "So <rating>2.5</rating>", "<rating>much</rating>", ""]
+    draws: list[dict[str, Any]] = [{"answer": answer, "verdict": 1.0} for answer in answers]
+    assert _decimals(draws) == 1
+    assert _decimals([{"answer": "<rating>2.25</rating>", "verdict": None}]) == 0
 
 
 def test_scales_and_draws_that_cannot_be_asked_about(tmp_path: Path, base: Path) -> None:

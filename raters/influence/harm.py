@@ -2,10 +2,12 @@
 
 An example's score is the predicted change of the loss on all dev items if it is removed. Its interval is Student's t
 over its scores by fold, so it says how far the sign hangs on which items were asked, not how far the linearisation is
-off: that is what the error proxy is for. The score is the mean of those by fold weighted by their shares of the items,
-w, and its variance is taken to be the sum of w (by fold - mean) ** 2 / (folds - 1): that of the analysis of variance,
-right where a fold's variance goes with one over its items, and the squared standard error where folds are equal. An example is harmful if its interval lies below 0 and the proxy is smaller
+off: that is what the error proxy is for. An example is harmful if its interval lies below 0 and the proxy is smaller
 than its score; helpful likewise above 0. At 95 % one trace in forty without any effect is called harmful by chance.
+
+The score is the mean of those by fold, weighted by their shares w of the items. Its variance is taken to be the sum of
+w (by fold - mean) ** 2, over folds - 1: that of the analysis of variance, exact for normal scores of items, and the
+squared standard error where folds are equal.
 """
 
 from __future__ import annotations
