@@ -88,7 +88,8 @@ class Unrolling(ABC):
         horizon: K: the sweep for step t starts at the state after step t + K - 1, with the query's gradient there. 1 is
             what online selection sees; None is the whole run.
         renormalize: A step that lacks an example averages over those left (True), or the example's term is dropped and
-            the others' weights stay (False).
+            the others' weights stay (False). The term for ordered labels, a mean over examples, is averaged by loss
+            weights too, which is not exact where examples are of unequal length.
         fisher: Take the empirical Fisher matrix for the Hessian.
         on_step: Called after every step of a sweep.
         keep: File that says how far it has come, every sqrt(T) steps, or with a horizon every step; it is gone on from
