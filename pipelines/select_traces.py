@@ -28,7 +28,8 @@ run's AdamW steps backwards, and keep the traces that did not harm. finetune_rat
 
 Writes to --out: influence.jsonl (every trace: score, interval, split, error proxy), traces.jsonl (without the harmful
 ones), report.html (the most helpful and most harmful to read), summary.json, manifest.json; with --online also
-adapter/ and rater.yaml. Scores are predicted changes of the dev loss if a trace is removed: below 0 is harmful."""
+adapter/ and rater.yaml. Scores are predicted changes of the dev loss if a trace is removed: below 0 is harmful.
+The same command again goes on from where it was stopped."""
 
 
 class SelectTracesOptions(StageOptions):

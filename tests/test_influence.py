@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from raters.influence.kept import Kept
 from raters.influence.losses import products, row_gradients, step_gradient
 from raters.influence.online import select_online
 from raters.influence.retraining import left_out, retrain, without
-from raters.influence.trajectory import RecordedStep, Trajectory, TrajectoryWriter
+from raters.influence.trajectory import Moment, RecordedStep, Trajectory, TrajectoryWriter
 from raters.influence.unrolling import AdamWInfluence, SGDUnrolling
 from raters.records import DataError, ModelError
 from tests.influence_problems import BETAS, EPS, HeldOut, Problem, Setting, flat, lora_problem, network_problem
@@ -342,6 +343,27 @@ def test_a_recording_goes_on_behind_a_checkpoint(tmp_path: Path) -> None:
         TrajectoryWriter(folder, whole.header, begun=20)
     with pytest.raises(DataError, match="give --new"):
         TrajectoryWriter(folder, replace(whole.header, beta1=0.5), begun=7)
+
+
+@pytest.mark.parametrize("horizon", [None, 4])
+def test_one_segment_of_the_run_is_in_memory(
+    horizon: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, queries = network_problem(Setting())
+    replay, held = Trajectory.moments, weakref.WeakSet[Moment]()
+
+    def counted(self: Trajectory, first: int, last: int) -> list[Moment]:
+        assert not held
+        found = replay(self, first, last)
+        held.update(found)
+        return found
+
+    influence = AdamWInfluence(problem, horizon=horizon)
+    influence.cache(problem.train(tmp_path / "t"))
+    monkeypatch.setattr(Trajectory, "moments", counted)
+    monkeypatch.setattr(Moment, "__hash__", object.__hash__)  # its own is that of tensors and lists
+    influence.attribute(queries)
+    assert len(held) == 0
 
 
 class Stopped:

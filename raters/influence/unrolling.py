@@ -12,8 +12,9 @@ steps. Negative: removing it lowers the loss, so it is harmful. Positive: it hel
 Cost: one query takes about the forward and backward passes of the run twice over, and each further one about as much
 again where arithmetic dominates, much less where a model is so small that calls do. The sweep is linear in the query's
 gradient, so that any weighted sum of queries, such as a bootstrap resample of folds, has the same sum of scores, free.
-Memory: 3 Q P numbers for Q queries, 4 P sqrt(T) for a replayed segment (with a horizon of K steps, 4 P K), a batch's
-second-order graph and, for removals that are taken exactly, about 60 P.
+Memory, as measured: 14 Q P numbers at the peak of a step for Q queries, of which 3 Q P stay between steps; 4 P sqrt(T)
+for the one segment that is replayed (with a horizon of K steps, 4 P K); a batch's second-order graph; and, for removals
+that are taken exactly, about 60 P.
 """
 
 from __future__ import annotations
@@ -147,6 +148,7 @@ class Unrolling(ABC):
             first = moments[0].step.settings.number
             tensors = {name: getattr(adjoint, name) for name in _ADJOINT} | self._named(scores)
             Kept(first, total + 1 - first, tensors).write(self.keep)
+            del moments  # or the segment would still be there while the one before it is replayed
 
     def _ahead_of_each_step(self, queries: Queries, scores: Scores, kept: Kept | None, horizon: int) -> None:
         """Add to the scores what a sweep for each step comes to, from so many steps ahead of it."""
@@ -159,6 +161,7 @@ class Unrolling(ABC):
             self.sweep(moments, adjoint, scores, only=number)
             done += len(moments)
             Kept(number, done, self._named(scores)).write(self.keep)
+            del moments
 
     def sweep(self, moments: Sequence[Moment], adjoint: Adjoint, scores: Scores, only: int | None = None) -> Adjoint:
         """Go backwards through steps and add to the scores what comes out, of all of them or of one alone.
