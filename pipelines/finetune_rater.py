@@ -191,7 +191,7 @@ def _run(plan: Plan, folder: RunFolder | None, began: float) -> dict[str, Any] |
         for seed in seeds:
             if len(seeds) > 1:
                 say(f"seed {seed}")
-            found = tuner.train(plan.phases, plan.seed_folder(seed), seed)
+            found = tuner.train(plan.phases, plan.seed_folder(seed), seed, to_come=seeds[-1] - seed)
             if found is None:
                 if folder is not None:
                     folder.write_manifest(manifest("stopped"))

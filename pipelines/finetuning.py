@@ -68,7 +68,7 @@ class Plan:
         adapter = {} if options.adapter is None else {"adapter_sha256": adapter_sha256(Path(options.adapter))}
         decisive = (
             "base target method ordinal seed seeds lr lr_schedule weight_decay rank alpha dropout beta pairs dev_draws "
-            "dev_max_tokens max_length load_4bit adapter"
+            "dev_max_tokens max_length load_4bit adapter record_trajectory"
         )
         return {
             "corpus": run.corpus.name,

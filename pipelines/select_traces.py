@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,10 @@ from pipelines.options import parse_options
 from pipelines.screen import ProgressBar, say
 from raters.options import StageOptions
 from raters.records import ConfigError
+
+if TYPE_CHECKING:
+    from pipelines.selection import Sources
+    from raters.runs import RunFolder
 
 STAGE = "select_traces"
 DESCRIPTION = """\
@@ -24,7 +28,8 @@ run's AdamW steps backwards, and keep the traces that did not harm. finetune_rat
 
 Writes to --out: influence.jsonl (every trace: score, interval, split, error proxy), traces.jsonl (without the harmful
 ones), report.html (the most helpful and most harmful to read), summary.json, manifest.json; with --online also
-adapter/ and rater.yaml. Scores are predicted changes of the dev loss if a trace is removed: below 0 is harmful."""
+adapter/ and rater.yaml. Scores are predicted changes of the dev loss if a trace is removed: below 0 is harmful.
+The same command again goes on from where it was stopped."""
 
 
 class SelectTracesOptions(StageOptions):
@@ -80,43 +85,52 @@ def main(arguments: Sequence[str]) -> int:
         )
     if options.horizon is not None and options.attributor in ("tracin", "less"):
         raise ConfigError(f"--horizon {options.horizon}: {options.attributor} unrolls nothing; leave it out")
-    from pipelines.selection import attribute, finished, forget_sweep, read_recorded, train_online, write_results
-    from raters.influence.retraining import check_gradient
+    from pipelines.selection import finished, read_sources
     from raters.runs import RunFolder
 
     began = time.monotonic()
-    recorded = read_recorded(options)
-    say(recorded.describe())
-    folder = RunFolder(recorded.out, STAGE, recorded.identity(), new=options.new)
+    sources = read_sources(options)
+    folder = RunFolder(sources.out, STAGE, sources.identity(), new=options.new)
     try:
         if finished(folder.previous, folder.path):
             say(f"--out {folder.path}: holds this very run, finished; nothing is left to do")
             return 0
-        before = folder.previous.get("seconds", 0.0)
-        folder.create(recorded.manifest("running", before))
-        done = 0
-        total = recorded.work()
-        bar = ProgressBar(total, lambda: (done, ""), unit="step" if options.attributor in _UNROLLED else "gradient")
-
-        def count(number: int = 1) -> None:
-            nonlocal done
-            done += number
-            bar.update()
-
-        check_gradient(recorded.tuned.trajectory, recorded.tuned.losses)
-        train_or_attribute = attribute if options.online is None else train_online
-        found = train_or_attribute(recorded, folder.path, count)
-        bar.close()
-        summary, lines = write_results(recorded, found)
-        seconds = before + time.monotonic() - began
-        folder.write_manifest({**recorded.manifest("complete", seconds), "summary": summary})
-        forget_sweep(folder.path)
+        lines = _run(sources, folder, began)
     finally:
         folder.release()
     print("\n".join(lines))
     rater = ", rater.yaml, adapter/" if options.online is not None else ""
     print(f"\nWritten to {folder.path}: influence.jsonl, traces.jsonl, report.html, summary.json{rater}")
     return 0
+
+
+def _run(sources: Sources, folder: RunFolder, began: float) -> list[str]:
+    """Attribute, write what comes out, and return the lines of a summary."""
+    from pipelines.selection import attribute, read_recorded, train_online, work_done, write_results
+    from raters.influence.retraining import check_gradient
+
+    options = sources.options
+    recorded = read_recorded(sources)
+    say(recorded.describe())
+    before = folder.previous.get("seconds", 0.0)
+    folder.create(sources.manifest("running", before))
+    done = work_done(sources)
+    bar = ProgressBar(
+        recorded.work(), lambda: (done, ""), unit="step" if options.attributor in _UNROLLED else "gradient"
+    )
+
+    def count(number: int) -> None:
+        nonlocal done
+        done += number
+        bar.update()
+
+    check_gradient(recorded.tuned.trajectory, recorded.tuned.losses)
+    found = (attribute if options.online is None else train_online)(recorded, count)
+    bar.close()
+    summary, lines = write_results(recorded, found)
+    folder.write_manifest({**sources.manifest("complete", before + time.monotonic() - began), "summary": summary})
+    sources.sweep.unlink(missing_ok=True)  # nothing is gone on from any more
+    return lines
 
 
 _UNROLLED = ("adamw", "sgd", "fisher")

@@ -22,51 +22,54 @@ if TYPE_CHECKING:
     from raters.trace_runs import TraceRun
 
 _SWEEP, _READY = "sweep.safetensors", "complete"
+_MEND = "give the folder of a finished run of finetune_rater --record-trajectory"
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """A recorded run with all that attribution needs.
+class Sources:
+    """What a run is about, known before any model is in memory.
 
     Attributes:
         options: Of the stage.
+        asked: Options of the run that was recorded.
         folder: Of the seed that is attributed.
+        adapter: What that seed came to.
         run: The traces it learned from.
-        tuned: Its trajectory and model.
-        queries: Losses on the dev split, a fold each.
-        records: (examples,) the lines of its traces.jsonl.
         spec: The rater it came to.
         chosen_step: Whose weights that rater has.
+        step: After which the loss is asked about.
         out: Folder of this run.
     """
 
     options: SelectTracesOptions
+    asked: Mapping[str, Any]
     folder: Path
+    adapter: Path
     run: TraceRun
-    tuned: TunedRun
-    queries: DevQueries
-    records: Sequence[Record]
     spec: RaterSpec
     chosen_step: int
+    step: int
     out: Path
 
-    def describe(self) -> str:
-        """Return what is attributed, in a line."""
-        trajectory, dimension = self.tuned.trajectory, self.run.dimension
-        return printable(
-            f"corpus {self.run.corpus.name}: {dimension.name} on {dimension.scale}; {len(self.records):,} traces, "
-            f"{len(trajectory):,} steps of {trajectory.header.width:,} parameters; {self.queries.items:,} dev items in "
-            f"{len(self.queries)} folds ask for {self.options.query}"
-        )
+    @property
+    def sweep(self) -> Path:
+        """Where it stands how far the run has come."""
+        return self.out / _SWEEP
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the meaning of the run's records."""
+        """Return what decides the meaning of the run's records.
+
+        Raises:
+            DataError: If no run was recorded.
+        """
         from raters.journal import sha256_of
 
         decisive = "at query attributor horizon folds confidence renormalize error_proxy online"
-        trajectory = self.tuned.trajectory
+        steps = self.folder / "trajectory" / "steps.jsonl"
+        if not steps.exists():
+            raise DataError(f"{steps}: no such file, so no run was recorded there; {_MEND}")
         return {
-            "run": sha256_of((trajectory.folder / "steps.jsonl").read_text(encoding="utf-8")),
+            "run": sha256_of(steps.read_text(encoding="utf-8")),
             "corpus": self.run.corpus.name,
             "dimension": self.run.dimension.name,
             "traces": self.run.learned_sha256,
@@ -88,13 +91,46 @@ class Recorded:
             "seconds": round(seconds, 3),
         }
 
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recorded run with all that attribution needs.
+
+    Attributes:
+        sources: What it is about.
+        tuned: Its trajectory and model.
+        queries: Losses on the dev split, a fold each.
+        records: (examples,) the lines of its traces.jsonl.
+    """
+
+    sources: Sources
+    tuned: TunedRun
+    queries: DevQueries
+    records: Sequence[Record]
+
+    @property
+    def options(self) -> SelectTracesOptions:
+        """Of the stage."""
+        return self.sources.options
+
+    def describe(self) -> str:
+        """Return what is attributed, in a line."""
+        trajectory, run = self.tuned.trajectory, self.sources.run
+        return printable(
+            f"corpus {run.corpus.name}: {run.dimension.name} on {run.dimension.scale}; {len(self.records):,} traces, "
+            f"{len(trajectory):,} steps of {trajectory.header.width:,} parameters; {self.queries.items:,} dev items in "
+            f"{len(self.queries)} folds ask for {self.options.query}"
+        )
+
     def work(self) -> int:
         """Return how many steps a bar counts."""
+        from raters.influence.checkpoint_scores import checkpoints
+
         trajectory, options = self.tuned.trajectory, self.options
         if options.online is not None:
             return len(trajectory)
         if options.attributor in ("tracin", "less"):
-            return trajectory.num_examples * (len(trajectory.stored()) - 1)
+            return trajectory.num_examples * len(checkpoints(trajectory))
         horizon = options.horizon or 1
         return sum(min(horizon, len(trajectory) - number) for number in range(len(trajectory)))
 
@@ -116,70 +152,86 @@ class Found:
     kept: Any = None
 
 
-def read_recorded(options: SelectTracesOptions) -> Recorded:
-    """Read and check all that can be checked before anything is written.
+def read_sources(options: SelectTracesOptions) -> Sources:
+    """Read what says which run this is.
 
     Raises:
-        DataError: If the run was not recorded, is not finished, or what it learned from has changed.
+        DataError: If the run was not recorded, or is not finished, or its traces or corpus are not there.
+    """
+    from raters.rater_files import read_rater
+    from raters.runs import stage_folder
+    from raters.trace_runs import TraceRun
+
+    assert options.run is not None
+    where = Path(options.run)
+    manifest = _finished(where)
+    asked, summary = manifest["options"], manifest["summary"]
+    adapter = where / summary["adapter"]
+    phase = summary["seeds"][str(summary["best_seed"])]["sft"]
+    run = TraceRun.read(Path(options.traces or asked["traces"]), options.corpus or asked["corpus"])
+    return Sources(
+        options=options,
+        asked=asked,
+        folder=adapter.parent,
+        adapter=adapter,
+        run=run,
+        spec=read_rater(where / "rater.yaml"),
+        chosen_step=phase["best_step"],
+        step=phase["best_step"] if options.at == "chosen" else phase["steps"],
+        out=stage_folder(options.out, run.corpus, run.dimension.name, "select_traces"),
+    )
+
+
+def read_recorded(sources: Sources) -> Recorded:
+    """Load the model and read and check all else that can be checked before anything is written.
+
+    Raises:
+        DataError: If the recording does not come to its end, or what it learned from has changed.
         ConfigError: If the query cannot be asked.
     """
     from raters.influence.dev_queries import dev_queries, read_dev_draws
     from raters.influence.tuned_runs import TunedRun
     from raters.model_selection import DevSplit
-    from raters.rater_files import read_rater
     from raters.reviews import learned_from
-    from raters.runs import stage_folder
-    from raters.trace_runs import TraceRun
     from raters.training_data import Encoder, example_id
 
-    assert options.run is not None
-    where = Path(options.run)
-    manifest = _finished(where)
-    asked = manifest["options"]
-    adapter = where / manifest["summary"]["adapter"]
-    folder = adapter.parent
+    options, asked, run = sources.options, sources.asked, sources.run
     template = asked["chat_template"]
     if template is not None:  # as the run left it: the file that was given may have changed since
-        template = (adapter / "chat_template.jinja").read_text(encoding="utf-8")
-    phase = manifest["summary"]["seeds"][str(manifest["summary"]["best_seed"])]["sft"]
-    step = phase["best_step"] if options.at == "chosen" else phase["steps"]
-    tuned = TunedRun.open(folder, adapter, template, rows_at_once=options.micro_batch, last=step)
-    run = TraceRun.read(Path(options.traces or asked["traces"]), options.corpus or asked["corpus"])
-    spec = read_rater(where / "rater.yaml")
+        template = (sources.adapter / "chat_template.jinja").read_text(encoding="utf-8")
+    tuned = TunedRun.open(
+        sources.folder, sources.adapter, template, rows_at_once=options.micro_batch, last=sources.step
+    )
     by_id = {example_id(record): record for record in learned_from(run)}
     lost = [example for example in tuned.example_ids if example not in by_id]
     if lost:
         raise DataError(
-            f"{run.kept}: lacks trace {printable(lost[0])}, which --run {where} learned from; give the traces as they "
-            "were, or train again"
+            f"{run.kept}: lacks trace {printable(lost[0])}, which --run {options.run} learned from; give the traces as "
+            "they were, or train again"
         )
-    dev = DevSplit.of(run, asked["dev_limit"])
-    encoder = Encoder(tuned.loaded, run, spec.question, asked["target"], asked["max_length"])
+    encoder = Encoder(tuned.loaded, run, sources.spec.question, asked["target"], asked["max_length"])
     queries = dev_queries(
         options.query,
         tuned.losses,
         encoder,
         run,
-        dev,
-        read_dev_draws(folder, step),
+        DevSplit.of(run, asked["dev_limit"]),
+        read_dev_draws(sources.folder, sources.step),
         options.folds,
         tuned.loaded.generation.pad_token_id,
     )
-    out = stage_folder(options.out, run.corpus, run.dimension.name, "select_traces")
-    records = [by_id[name] for name in tuned.example_ids]
-    return Recorded(options, folder, run, tuned, queries, records, spec, phase["best_step"], out)
+    return Recorded(sources, tuned, queries, [by_id[name] for name in tuned.example_ids])
 
 
 def _finished(folder: Path) -> dict[str, Any]:
     """Return the manifest of a finished, recorded run of finetune_rater."""
-    mend = "give the folder of a finished run of finetune_rater --record-trajectory"
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         stage, status, options = manifest["stage"], manifest["status"], manifest["options"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"--run {folder}: holds no run ({type(error).__name__}); {mend}") from error
+        raise DataError(f"--run {folder}: holds no run ({type(error).__name__}); {_MEND}") from error
     if stage != "finetune_rater":
-        raise DataError(f"--run {folder}: is a run of {stage}; {mend}")
+        raise DataError(f"--run {folder}: is a run of {stage}; {_MEND}")
     if status != _READY:
         raise DataError(f"--run {folder}: is {status}, not complete; give its command again, then this one")
     if not options.get("record_trajectory"):
@@ -193,8 +245,16 @@ def finished(manifest: Mapping[str, Any], out: Path) -> bool:
     return manifest.get("status") == _READY and all((out / name).exists() for name in files)
 
 
-def attribute(recorded: Recorded, out: Path, count: Callable[[int], None]) -> Found:
-    """Return the influence of all traces; a sweep that was stopped goes on where it was."""
+def work_done(sources: Sources) -> int:
+    """Return how much of `Recorded.work` a run that was stopped has done."""
+    from raters.influence.kept import Kept
+
+    kept = Kept.read(sources.sweep)
+    return 0 if kept is None else kept.done
+
+
+def attribute(recorded: Recorded, count: Callable[[int], None]) -> Found:
+    """Return the influence of all traces; what was stopped goes on where it was."""
     import torch
 
     from raters.influence.checkpoint_scores import Less, TracIn
@@ -202,11 +262,11 @@ def attribute(recorded: Recorded, out: Path, count: Callable[[int], None]) -> Fo
     from raters.influence.unrolling import AdamWInfluence, Attributor, SGDUnrolling
 
     options, tuned, queries = recorded.options, recorded.tuned, recorded.queries
-    name, keep = options.attributor, out / _SWEEP
+    name, keep = options.attributor, recorded.sources.sweep
     losses = tuned.losses
     attributor: Attributor
     if name in ("tracin", "less"):
-        attributor = (TracIn if name == "tracin" else Less)(losses, on_examples=count)
+        attributor = (TracIn if name == "tracin" else Less)(losses, on_examples=count, keep=keep)
     else:
         shared: dict[str, Any] = {
             "horizon": options.horizon,
@@ -225,38 +285,42 @@ def attribute(recorded: Recorded, out: Path, count: Callable[[int], None]) -> Fo
     scores = attributor.attribute(queries, mixtures)
     proxy = None if scores.error_proxy is None else scores.error_proxy[:, -1].double().numpy()
     parts = scores.parts.double().numpy()
-    found = influence_of(parts[:, :-1], parts[:, -1], proxy, options.confidence)
+    found = influence_of(parts[:, :-1], parts[:, -1], proxy, queries.shares, options.confidence)
     return Found(found, found.harmful)
 
 
-def train_online(recorded: Recorded, out: Path, count: Callable[[int], None]) -> Found:
-    """Return which traces training with selection learned from; its adapter is in the run's folder."""
+def train_online(recorded: Recorded, count: Callable[[int], None]) -> Found:
+    """Return which traces training with selection learned from; its rater is in the run's folder.
+
+    Training that was stopped goes on where it was.
+    """
+    import numpy as np
+
     from raters.influence.harm import influence_of
     from raters.influence.online import select_online
     from raters.influence.tuned_runs import write_adapter
 
-    tuned, horizon = recorded.tuned, recorded.options.online
+    tuned, horizon, sources = recorded.tuned, recorded.options.online, recorded.sources
     assert horizon is not None
-    found = select_online(tuned.trajectory, tuned.losses, recorded.queries, horizon, lambda: count(1))
-    adapter = out / "adapter"
+    found = select_online(
+        tuned.trajectory, tuned.losses, recorded.queries, horizon, on_step=lambda: count(1), keep=sources.sweep
+    )
+    adapter = sources.out / "adapter"
     write_adapter(tuned, found.state.parameters, adapter)
-    _write_rater(recorded, adapter, out)
+    _write_rater(sources, adapter)
     scores = found.scores.double().numpy()[:, None]
     dropped = (found.seen > 0) & (2 * found.kept < found.seen)
-    return Found(influence_of(scores[:, None], scores, None), dropped.numpy(), found.seen.numpy(), found.kept.numpy())
+    influence = influence_of(scores[:, None], scores, None, np.ones(1))
+    return Found(influence, dropped.numpy(), found.seen.numpy(), found.kept.numpy())
 
 
-def _write_rater(recorded: Recorded, adapter: Path, out: Path) -> None:
+def _write_rater(sources: Sources, adapter: Path) -> None:
     from dataclasses import replace
 
     from raters.rater_files import adapter_sha256
 
-    replace(recorded.spec, adapter="adapter", adapter_sha256=adapter_sha256(adapter)).write(out / "rater.yaml")
-
-
-def forget_sweep(out: Path) -> None:
-    """Remove what a sweep is gone on from, once all that came of it is written."""
-    (out / _SWEEP).unlink(missing_ok=True)
+    spec = replace(sources.spec, adapter="adapter", adapter_sha256=adapter_sha256(adapter))
+    spec.write(sources.out / "rater.yaml")
 
 
 def write_results(recorded: Recorded, found: Found) -> tuple[dict[str, Any], list[str]]:
@@ -265,19 +329,20 @@ def write_results(recorded: Recorded, found: Found) -> tuple[dict[str, Any], lis
     from raters.journal import to_line, write_atomically
     from raters.reviews import learned_from
 
+    out = recorded.sources.out
     records = list(influence_records(recorded, found))
     dropped = {record["example_id"] for record in records if record["dropped"]}
-    write_atomically(recorded.out / "influence.jsonl", map(to_line, records))
+    write_atomically(out / "influence.jsonl", map(to_line, records))
     from raters.training_data import example_id
 
-    kept = (to_line(trace) for trace in learned_from(recorded.run) if example_id(trace) not in dropped)
-    write_atomically(recorded.out / "traces.jsonl", kept)
+    kept = (to_line(trace) for trace in learned_from(recorded.sources.run) if example_id(trace) not in dropped)
+    write_atomically(out / "traces.jsonl", kept)
     influence, options = found.influence, recorded.options
     seen = {place for step in recorded.tuned.trajectory.steps for place in step.examples}
     summary = {
-        "corpus": recorded.run.corpus.name,
-        "dimension": recorded.run.dimension.name,
-        "scale": str(recorded.run.dimension.scale),
+        "corpus": recorded.sources.run.corpus.name,
+        "dimension": recorded.sources.run.dimension.name,
+        "scale": str(recorded.sources.run.dimension.scale),
         "run": options.run,
         "query": options.query,
         "attributor": options.attributor,
@@ -288,7 +353,7 @@ def write_results(recorded: Recorded, found: Found) -> tuple[dict[str, Any], lis
         "harmful": int(influence.harmful.sum()),
         "helpful": int(influence.helpful.sum()),
         "steps": len(recorded.tuned.trajectory),
-        "chosen_step": recorded.chosen_step,
+        "chosen_step": recorded.sources.chosen_step,
         "dev_items": recorded.queries.items,
         "folds": len(recorded.queries),
         "confidence": options.confidence,
@@ -296,16 +361,16 @@ def write_results(recorded: Recorded, found: Found) -> tuple[dict[str, Any], lis
         "proxy_over_score": _ratio(influence),
         "sum_of_learning_rates": sum(step.settings.lr for step in recorded.tuned.trajectory.steps),
     }
-    write_atomically(recorded.out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     traces = dict(zip(recorded.tuned.example_ids, recorded.records, strict=True))
-    inputs = {item_id: recorded.run.corpus.item(place).inputs for item_id, place in _places(recorded).items()}
-    write_atomically(recorded.out / "report.html", influence_report_html(summary, records, traces, inputs))
+    inputs = {item_id: recorded.sources.run.corpus.item(place).inputs for item_id, place in _places(recorded).items()}
+    write_atomically(out / "report.html", influence_report_html(summary, records, traces, inputs))
     return summary, list(summary_lines(summary, records, traces, options.show))
 
 
 def _places(recorded: Recorded) -> dict[str, int]:
     wanted = {record["item_id"] for record in recorded.records}
-    return {item_id: place for place, item_id in enumerate(recorded.run.corpus.item_ids) if item_id in wanted}
+    return {item_id: place for place, item_id in enumerate(recorded.sources.run.corpus.item_ids) if item_id in wanted}
 
 
 def _ratio(influence: Influence) -> float | None:

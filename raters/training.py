@@ -44,13 +44,14 @@ class Tuner:
     first: LoadedModel | None = None
     start: Path | None = None
 
-    def train(self, phases: Sequence[Phase], folder: Path, seed: int) -> dict[str, Any] | None:
+    def train(self, phases: Sequence[Phase], folder: Path, seed: int, to_come: int = 0) -> dict[str, Any] | None:
         """Return what the training under one seed came to; None if it was stopped.
 
         Args:
             phases: In their order.
             folder: Of this seed; what is there already is gone on from.
             seed: Of fresh weights and of the order of examples.
+            to_come: Seeds that are trained under after this one, whose recordings need disk too.
 
         Raises:
             JudgeseyeError: If the base cannot be loaded again, or fails while it rates.
@@ -61,7 +62,7 @@ class Tuner:
             done = folder / f"{phase.name}.json"
             if not done.exists():
                 with QuietTraining():
-                    found = self._phase(phase, folder, seed, adapter)
+                    found = self._phase(phase, folder, seed, adapter, to_come)
                 if found is None:
                     return None
                 results[phase.name] = found
@@ -78,7 +79,9 @@ class Tuner:
         wait()
         return results
 
-    def _phase(self, phase: Phase, folder: Path, seed: int, adapter: Path | None) -> dict[str, Any] | None:
+    def _phase(
+        self, phase: Phase, folder: Path, seed: int, adapter: Path | None, to_come: int
+    ) -> dict[str, Any] | None:
         import torch
 
         checkpoints = folder / "checkpoints" / phase.name
@@ -103,7 +106,7 @@ class Tuner:
             loaded = with_adapter(loaded, adapter)
         trainer, order = build_trainer(self.session.settings, phase, checkpoints, seed, loaded, fresh=adapter is None)
         if self.session.settings.record_trajectory:
-            self._record(phase, folder, seed, trainer, order)
+            self._record(phase, folder, seed, trainer, order, to_come)
         watcher = Watcher(self.session, phase, folder, trainer, loaded, order)
         trainer.add_callback(watcher.as_callback())
         if begun == 0:
@@ -132,7 +135,7 @@ class Tuner:
         free_memory()
         return found
 
-    def _record(self, phase: Phase, folder: Path, seed: int, trainer: Any, order: Any) -> None:
+    def _record(self, phase: Phase, folder: Path, seed: int, trainer: Any, order: Any, to_come: int) -> None:
         """Have the trainer's steps recorded for attribution."""
         from raters.influence.recording import Recorder, check_model
 
@@ -141,7 +144,7 @@ class Tuner:
         ordinal = None if settings.ordinal is None else asdict(settings.ordinal)
         about = {"base": settings.base, "dtype": settings.dtype, "seed": seed, "ordinal": ordinal}
         recorder = Recorder(folder, phase, trainer, order, about)
-        recorder.announce(self.session.log)
+        recorder.announce(self.session.log, to_come)
         trainer.add_callback(recorder.as_callback())
 
 

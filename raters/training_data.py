@@ -118,14 +118,17 @@ def _lesson(record: Record, places: Mapping[str, int], scale: AnyScale) -> Lesso
 
 
 def example_id(record: Mapping[str, Any]) -> str:
-    """Return what metrics.jsonl calls a draw: item, annotator if there is one, and draw, with its chance if second.
+    """Return what metrics.jsonl calls a draw: item, annotator if there is one, draw, and its chance if second.
 
-    A draw that a person has corrected has another text, and so another name.
+    No two draws of a run share one, whatever items and annotators are called: all of a run have an annotator or none,
+    and read from its end the parts are told apart. A draw that a person has corrected has another text, and so another
+    name.
     """
-    who = "" if record["annotator_id"] is None else f"/{record['annotator_id']}"
+    annotator = record["annotator_id"]
+    who = "" if annotator is None else "/" + annotator.replace("%", "%25").replace("/", "%2F")
     chance = "" if record["chance"] == "first" else f"/{record['chance']}"
     corrected = "/corrected" if record.get("reviewed") == "corrected" else ""
-    return f"{record['item_id']}{who}{chance}/{record['draw']}{corrected}"
+    return f"{record['item_id']}{who}/{record['draw']}{chance}{corrected}"
 
 
 def question_for(run: TraceRun, target: Target, guideline: str) -> Question:

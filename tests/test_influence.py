@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import torch
 from scipy.stats import spearmanr
 
 from raters.influence.adamw import AdamWState, AdamWStep, Adjoint, advance, pull_back, removal_effects
-from raters.influence.checkpoint_scores import Less, TracIn
+from raters.influence.checkpoint_scores import CheckpointScores, Less, TracIn
+from raters.influence.kept import Kept
 from raters.influence.losses import products, row_gradients, step_gradient
+from raters.influence.online import select_online
 from raters.influence.retraining import left_out, retrain, without
-from raters.influence.trajectory import RecordedStep, Trajectory, TrajectoryWriter
+from raters.influence.trajectory import Moment, RecordedStep, Trajectory, TrajectoryWriter
 from raters.influence.unrolling import AdamWInfluence, SGDUnrolling
 from raters.records import DataError, ModelError
 from tests.influence_problems import BETAS, EPS, HeldOut, Problem, Setting, flat, lora_problem, network_problem
@@ -343,35 +345,114 @@ def test_a_recording_goes_on_behind_a_checkpoint(tmp_path: Path) -> None:
         TrajectoryWriter(folder, replace(whole.header, beta1=0.5), begun=7)
 
 
-def test_a_sweep_that_was_stopped_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("horizon", [None, 4])
+def test_one_segment_of_the_run_is_in_memory(
+    horizon: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, queries = network_problem(Setting())
+    replay, held = Trajectory.moments, weakref.WeakSet[Moment]()
+
+    def counted(self: Trajectory, first: int, last: int) -> list[Moment]:
+        assert not held
+        found = replay(self, first, last)
+        held.update(found)
+        return found
+
+    influence = AdamWInfluence(problem, horizon=horizon)
+    influence.cache(problem.train(tmp_path / "t"))
+    monkeypatch.setattr(Trajectory, "moments", counted)
+    monkeypatch.setattr(Moment, "__hash__", object.__hash__)  # its own is that of tensors and lists
+    influence.attribute(queries)
+    assert len(held) == 0
+
+
+class Stopped:
+    """Counts what is done, and ends it like a kill after so much."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.done = after, 0
+
+    def __call__(self, number: int = 1) -> None:
+        self.done += number
+        if self.done >= self.after:
+            raise KeyboardInterrupt
+
+
+NEVER = 10**9
+
+
+@pytest.mark.parametrize(
+    ("horizon", "stopped", "left"),
+    # The run has 12 steps, kept every third; with a horizon of 2 each is swept with the next, the last one alone.
+    [(None, 8, 6), (2, 8, 17)],
+)
+def test_a_sweep_that_was_stopped_goes_on(horizon: int | None, stopped: int, left: int, tmp_path: Path) -> None:
     problem, queries = network_problem(Setting(max_norm=0.5))
-    trajectory = problem.train(tmp_path / "t")
+    trajectory, keep = problem.train(tmp_path / "t"), tmp_path / "sweep"
 
     def influence(**options: Any) -> AdamWInfluence:
-        made = AdamWInfluence(problem, finite=True, error_proxy=True, **options)
+        made = AdamWInfluence(problem, finite=True, error_proxy=True, horizon=horizon, **options)
         made.cache(trajectory)
         return made
 
     wanted = influence().attribute(queries)
-    steps = 0
-
-    def stop_after(number: int) -> Callable[[], None]:
-        def count() -> None:
-            nonlocal steps
-            steps += 1
-            if steps == number:
-                raise KeyboardInterrupt
-
-        return count
-
-    keep = tmp_path / "sweep"
     with pytest.raises(KeyboardInterrupt):
-        influence(keep=keep, on_step=stop_after(8)).attribute(queries)
-    steps = 0
-    found = influence(keep=keep, on_step=stop_after(100)).attribute(queries)
-    assert steps == 6  # two segments of three were kept
+        influence(keep=keep, on_step=Stopped(stopped)).attribute(queries)
+    again = Stopped(NEVER)
+    kept = Kept.read(keep)
+    assert kept is not None
+    found = influence(keep=keep, on_step=again).attribute(queries)
+    assert again.done == left
+    assert kept.done + left == (12 if horizon is None else 23)  # what a bar begins with, and all of it
     torch.testing.assert_close(found.parts, wanted.parts, rtol=1e-12, atol=1e-16)
     torch.testing.assert_close(found.error_proxy, wanted.error_proxy, rtol=1e-12, atol=1e-16)
+
+
+@pytest.mark.parametrize("kind", [TracIn, Less])
+def test_scores_at_checkpoints_that_were_stopped_go_on(kind: type[CheckpointScores], tmp_path: Path) -> None:
+    problem, queries = network_problem(Setting())
+    trajectory, keep = problem.train(tmp_path / "t"), tmp_path / "sweep"
+
+    def scores(**options: Any) -> torch.Tensor:
+        made = kind(problem, **options)
+        made.cache(trajectory)
+        return made.attribute(queries).total
+
+    with pytest.raises(KeyboardInterrupt):
+        scores(keep=keep, on_examples=Stopped(60))  # 24 examples at each of four states
+    again = Stopped(NEVER)
+    torch.testing.assert_close(scores(keep=keep, on_examples=again), scores(), rtol=1e-12, atol=1e-16)
+    assert again.done == 48
+    assert scores(keep=keep, on_examples=Stopped(1)).shape == (24, 3)  # all is there
+
+
+def test_selection_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    problem, held_out = network_problem(Setting(max_norm=0.5))
+    trajectory, keep = problem.train(tmp_path / "t"), tmp_path / "sweep"
+
+    class Queries(HeldOut):
+        def gradient(self, parameters: torch.Tensor, fold: int) -> torch.Tensor:
+            return self.gradients(parameters)[fold]
+
+    queries: Any = Queries(problem, held_out.inputs, held_out.targets, held_out.groups)
+    wanted = select_online(trajectory, problem, queries, 2)
+    with pytest.raises(KeyboardInterrupt):
+        select_online(trajectory, problem, queries, 2, Stopped(8), keep)
+    again = Stopped(NEVER)
+    found = select_online(trajectory, problem, queries, 2, again, keep)
+    assert again.done == 6
+    assert 0 < int(found.kept.sum()) < int(found.seen.sum()) == 12 * 8
+    for name in ("seen", "kept", "scores"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+    assert torch.equal(found.state.parameters, wanted.state.parameters)
+
+
+def test_what_was_kept_and_is_damaged_is_refused(tmp_path: Path) -> None:
+    Kept(3, 7, {"parts": torch.ones(2)}).write(tmp_path / "sweep")
+    assert (Kept.read(None), Kept.read(tmp_path / "no")) == (None, None)
+    (tmp_path / "sweep").write_bytes((tmp_path / "sweep").read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"sweep: cannot be gone on from .*; remove it"):
+        Kept.read(tmp_path / "sweep")
 
 
 def test_retraining_with_all_examples_is_the_run(tmp_path: Path) -> None:
@@ -406,6 +487,19 @@ def test_tracin_and_less_by_their_definitions(tmp_path: Path) -> None:
     for attributor, wanted in ((TracIn(problem), tracin), (Less(problem), less)):
         attributor.cache(trajectory)
         torch.testing.assert_close(attributor.attribute(queries).total, wanted, rtol=1e-9, atol=1e-14)
+
+
+def test_tracin_of_a_run_that_is_cut_before_its_first_stored_state(tmp_path: Path) -> None:
+    problem, queries = network_problem(Setting())
+    cut = problem.train(tmp_path / "t").up_to(2)
+    rate = (problem.setting.rate(1) + problem.setting.rate(2)) / 2
+    parameters = problem.train(tmp_path / "dense", state_every=1).stored_state(2).parameters
+    alone = [RecordedStep(cut.steps[0].settings, [place], [1.0]) for place in range(24)]
+    own = torch.cat([row_gradients(problem, parameters, step) for step in alone])
+    tracin = TracIn(problem)
+    tracin.cache(cut)
+    wanted = rate * own @ queries.gradients(parameters).T
+    torch.testing.assert_close(tracin.attribute(queries).total, wanted, rtol=1e-9, atol=1e-14)
 
 
 def test_sgd_unrolling_is_exact_for_sgd(tmp_path: Path) -> None:

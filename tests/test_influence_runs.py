@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import shutil
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from raters.influence.answers import AnswerBatch
 from raters.influence.dev_queries import DevQueries, agreements, dev_queries, read_dev_draws
 from raters.influence.losses import products, step_gradient
-from raters.influence.recording import Recorder
+from raters.influence.recording import Recorder, check_arguments, read_examples
 from raters.influence.trajectory import TrajectoryWriter
 from raters.influence.tuned_runs import TunedRun, write_adapter
 from raters.model_selection import DevSplit
@@ -25,12 +27,13 @@ from raters.scales import SCALE_ADAPTER
 from raters.trace_runs import TraceRun
 from raters.training_data import Encoder, first_tokens
 from tests.influence_problems import Setting, network_problem
-from tests.small_corpora import INTERVAL, NOMINAL, ORDINAL_3, PAIRWISE
+from tests.small_corpora import INTERVAL, NOMINAL, ORDINAL_3, PAIRWISE, write_jsonl
 from tests.small_training import finetune, write_trace_run
 from tests.stage_runs import kill, run_alone, started, wait_for_lines
 from tests.tiny_models import make_model
 
 STEPS = ("--steps", "5", "--batch", "6", "--micro-batch", "2", "--eval-steps", "5", "--lr", "1e-2", "--warmup", "2")
+_NUMBERS = (".bin", ".safetensors")
 RECORD = ("--record-trajectory", "--rank", "2", *STEPS)
 
 
@@ -164,6 +167,76 @@ def test_a_base_with_dropout_of_its_own_and_a_full_disk_are_refused(
     assert "where 1.0 kB are free" in said.error
 
 
+def test_disk_is_asked_for_all_seeds_before_the_first_one(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, more = write_trace_run(tmp_path), (*RECORD, "--seeds", "3")
+    said = finetune(run, base, tmp_path / "o", *more)
+    assert said.status == 0, said.error
+    announced = [line.split(": up to ")[1] for line in said.log.splitlines() if "recording" in line]
+    files = [path for path in (tmp_path / "o" / "seed-0" / "trajectory").rglob("*") if path.suffix in _NUMBERS]
+    size = sum(path.stat().st_size for path in files)
+    wanted = [[float(found) for found in re.findall(r"([\d.]+) kB", line)] for line in announced]
+    alone = wanted[2][0]
+    assert alone == pytest.approx(size / 1000, rel=0.05)  # but for headers
+    assert wanted == [[alone, pytest.approx(3 * alone, abs=0.2)], [alone, pytest.approx(2 * alone, abs=0.2)], [alone]]
+    free = int(2500 * alone)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    said = finetune(run, base, tmp_path / "o2", *more)
+    assert said.status == 2
+    assert "5 steps under each of 3 seeds take " in said.error
+    assert "fewer --seeds" in said.error
+
+
+def test_a_run_is_recorded_from_its_beginning_or_not_at_all(tmp_path: Path, base: Path) -> None:
+    """One that has ended without being recorded is no recorded one because it is asked for again."""
+    run = write_trace_run(tmp_path)
+    plain = [argument for argument in RECORD if argument != "--record-trajectory"]
+    for name, first, then, says in (
+        ("plain", plain, RECORD, "record_trajectory was false, now true"),
+        ("recorded", RECORD, plain, "record_trajectory was true, now false"),
+    ):
+        assert finetune(run, base, tmp_path / name, *first).status == 0
+        said = finetune(run, base, tmp_path / name, *then)
+        assert said.status == 2
+        assert says in said.error
+        assert "give another --out, or --new" in said.error
+
+
+def test_other_optimizers_and_packing_are_refused() -> None:
+    """Options of finetune_rater lead to neither; who builds a trainer by hand may ask for them."""
+    import trl
+
+    library: Any = trl
+    common = {"output_dir": "unused", "use_cpu": True, "bf16": False}
+    for optimizer in ("adamw_torch", "adamw_torch_fused"):
+        check_arguments(library.SFTConfig(**common, optim=optimizer))
+    for optimizer in ("adamw_8bit", "paged_adamw_8bit", "sgd", "adafactor"):
+        with pytest.raises(ConfigError, match=f"{optimizer}.* is not torch's AdamW"):
+            check_arguments(library.SFTConfig(**common, optim=optimizer))
+    with pytest.raises(ConfigError, match="packing puts several examples into a row"):
+        check_arguments(library.SFTConfig(**common, optim="adamw_torch", packing=True))
+
+
+def test_examples_are_read_in_little_memory_whatever_their_names(tmp_path: Path) -> None:
+    """10,000 examples of 1,000 tokens are 80 MB of numbers of 4 bytes."""
+    tokens = [place * 37 % 30_000 for place in range(1000)]
+    labels = [-100] * 900 + tokens[900:]
+    rows = [{"example_id": f"i\u2028{n}\x85/0", "input_ids": tokens, "labels": labels} for n in range(200)]
+    write_jsonl(tmp_path / "examples.jsonl", rows)
+    tracemalloc.start()
+    try:
+        found = read_examples(tmp_path)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.5 * 200 * 2 * 1000 * 4
+    assert [row["example_id"] for row in found] == [row["example_id"] for row in rows]
+    assert (list(found[7]["input_ids"]), list(found[7]["labels"])) == (tokens, labels)
+    with pytest.raises(DataError, match=r"examples\.jsonl: no such file"):
+        read_examples(tmp_path / "none")
+
+
 def test_a_gradient_that_is_no_number_ends_in_one_line(tmp_path: Path, base: Path) -> None:
     said = finetune(write_trace_run(tmp_path), base, tmp_path / "o", *RECORD, "--lr", "1e30", "--warmup", "0")
     assert said.status == 1
@@ -243,7 +316,10 @@ def dev_records(run: TraceRun, dev: DevSplit, shift: int = 0) -> list[dict[str, 
         for number, step in enumerate((shift, shift + 1)):
             record = {"item_id": run.corpus.item_ids[item], "draw": number, "trace": f"Because {at} {number}."}
             verdict = labels[(place + step) % len(labels)]
-            found.append({**record, "verdict": verdict, "swapped": bool(at % 2) and scale.type == "pairwise"})
+            swapped = bool(at % 2) and scale.type == "pairwise"
+            shown = scale.swapped(verdict) if swapped else verdict
+            answer = f"<rating>{shown:g}</rating>" if isinstance(shown, float) else f"<rating>{shown}</rating>"
+            found.append({**record, "answer": answer, "verdict": verdict, "swapped": swapped})
     return found
 
 
@@ -390,6 +466,54 @@ def test_pairs_are_asked_in_the_order_they_were_shown_in(tmp_path: Path, base: P
         assert sum(text.endswith(ending) for text in texts) >= 1
         swapped_rows += record["swapped"] and shown != label
     assert swapped_rows
+
+
+def test_an_item_whose_draws_agree_equally_well_counts_in_the_mean(plain: tuple[Path, TunedRun, Any]) -> None:
+    """Nothing is to be had from it, so that its share of the mean is 0."""
+    everything, run, dev = asked("draws", plain, folds=1)
+    records = dev_records(run, dev)
+    first = run.corpus.item_ids[dev.items.tolist()[0]]
+    for record in records:
+        if record["item_id"] == first:
+            record |= {"verdict": 1, "answer": "<rating>1</rating>"}
+    queries, _, _ = asked("draws", plain, folds=1, records=records)
+    assert queries.items == len(dev.items)
+    assert [row.weight for row in queries._rows] == [row.weight for row in everything._rows[2:]]
+
+
+def test_numbers_are_asked_about_as_the_rater_writes_them(tmp_path: Path, base: Path) -> None:
+    where = recorded(tmp_path, base, {**INTERVAL, "labels": [0.0, 5.0, 10.0], "min": 0, "max": 10})
+    run = TraceRun.read(where[0])
+    dev = DevSplit.of(run, None)
+
+    def ratings(name: str, records: list[dict[str, Any]]) -> set[str]:
+        queries, _, _ = asked(name, where, records=records)
+        texts = [where[1].loaded.tokenizer.decode(row.row["input_ids"]) for row in queries._rows]
+        assert texts
+        return {text.rpartition("<rating>")[2].partition("</rating>")[0] for text in texts}
+
+    records = dev_records(run, dev)
+    assert ratings("label", records) <= {"0", "5", "10"}
+    assert ratings("draws", records) <= {"0", "5", "10"}
+    written = [{**record, "answer": record["answer"].replace("</", ".0</")} for record in records]
+    assert ratings("label", written) <= {"0.0", "5.0", "10.0"}
+    assert ratings("draws", written) <= {"0.0", "5.0", "10.0"}
+    # Of a draw that was read from elsewhere, the verdict itself.
+    elsewhere = [{**record, "answer": "none"} for record in records]
+    assert ratings("draws", elsewhere) <= {"0", "5", "10"}
+
+
+def test_a_label_in_the_decimals_of_a_rater() -> None:
+    from raters.influence.dev_queries import _decimals, _written
+
+    scale = SCALE_ADAPTER.validate_python({"type": "interval", "min": -1.5, "max": 4.6})
+    assert [_written(scale, 10 / 3, decimals) for decimals in (0, 1, 2)] == ["3", "3.3", "3.33"]
+    assert _written(scale, 4.6, 0) == "4.6"  # 5 is not on the scale
+    assert _written(SCALE_ADAPTER.validate_python(dict(ORDINAL_3)), 2, 1) == "2"
+    answers = ["<rating>3</rating>", "<rating>-1.5</rating>", "So <rating>2.5</rating>", "<rating>much</rating>", ""]
+    draws: list[dict[str, Any]] = [{"answer": answer, "verdict": 1.0} for answer in answers]
+    assert _decimals(draws) == 1
+    assert _decimals([{"answer": "<rating>2.25</rating>", "verdict": None}]) == 0
 
 
 def test_scales_and_draws_that_cannot_be_asked_about(tmp_path: Path, base: Path) -> None:

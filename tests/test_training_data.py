@@ -18,6 +18,7 @@ from raters.training_data import (
     Lesson,
     Target,
     encode_lessons,
+    example_id,
     label_tokens,
     numbers_of,
     question_for,
@@ -149,6 +150,23 @@ def texts_of(made: Encoder, lesson: Lesson) -> str:
         "label": label,
         "verdict-first": f"{label}\n\n{lesson.trace}",
     }[made._target]
+
+
+def test_draws_have_names_of_their_own_whatever_items_and_annotators_are_called() -> None:
+    names = ("i", "i/0", "a", "rationalized", "i/rationalized", "a/rationalized", "a%2Frationalized", "corrected", "0")
+    for annotators in ([None], names):
+        records = [
+            {"item_id": item, "annotator_id": annotator, "draw": draw, "chance": chance, "reviewed": reviewed}
+            for item in names
+            for annotator in annotators
+            for draw in (0, 1)
+            for chance in ("first", "rationalized")
+            for reviewed in ("no", "corrected")
+        ]
+        assert len({example_id(record) for record in records}) == len(records)
+    plain = {"item_id": "i", "annotator_id": "ann", "draw": 3, "chance": "first"}
+    assert example_id(plain) == "i/ann/3"
+    assert example_id({**plain, "annotator_id": None, "chance": "rationalized"}) == "i/3/rationalized"
 
 
 def test_the_place_of_the_verdict(base: Path, run: TraceRun) -> None:

@@ -15,16 +15,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 
 from raters.influence.adamw import AdamWState, AdamWStep
+from raters.influence.kept import Kept
 from raters.influence.losses import ExampleLosses, row_gradients
 from raters.influence.trajectory import RecordedStep, Trajectory
 from raters.influence.unrolling import Queries, Scores
 
 _ROWS = 8
 """Examples whose gradients, P numbers each, are held at once."""
+
+
+def checkpoints(trajectory: Trajectory) -> dict[int, float]:
+    """Return after which steps gradients are taken, and the mean learning rate of the steps up to each.
+
+    Where states are stored, but for the first one, and where the run ends.
+    """
+    numbers = sorted({*trajectory.stored(), len(trajectory)})
+    rates = [step.settings.lr for step in trajectory.steps]
+    return {end: sum(rates[begin:end]) / (end - begin) for begin, end in pairwise(numbers)}
 
 
 @dataclass
@@ -34,10 +47,12 @@ class CheckpointScores(ABC):
     Attributes:
         losses: The model.
         on_examples: Called with a number of examples that are done at a checkpoint.
+        keep: File that says after how many checkpoints which scores were come to; it is gone on from there.
     """
 
     losses: ExampleLosses
     on_examples: Callable[[int], None] = lambda count: None
+    keep: Path | None = None
     _trajectory: Trajectory | None = None
 
     def cache(self, trajectory: Trajectory) -> None:
@@ -47,9 +62,13 @@ class CheckpointScores(ABC):
     def attribute(self, queries: Queries, mixtures: torch.Tensor | None = None) -> Scores:
         """Return the scores of all examples in one part; LESS takes the cosine with the mixture itself."""
         assert self._trajectory is not None, "call cache() first"
-        trajectory = self._trajectory
-        total: torch.Tensor | None = None
-        for state, settings, lr in self._checkpoints(trajectory):
+        trajectory, kept = self._trajectory, Kept.read(self.keep)
+        begun, done = (0, 0) if kept is None else (kept.step, kept.done)
+        total = None if kept is None else kept.tensors["scores"]
+        for number, lr in checkpoints(trajectory).items():
+            if number <= begun:
+                continue
+            state, settings = trajectory.state(number), trajectory.steps[number - 1].settings
             against = queries.gradients(state.parameters)
             if mixtures is not None:
                 against = mixtures.to(against.dtype) @ against
@@ -57,17 +76,10 @@ class CheckpointScores(ABC):
                 self._scores(gradients, against, state, settings) for gradients in self._gradients(state.parameters)
             ])  # fmt: skip
             total = lr * found if total is None else total + lr * found
+            done += len(found)
+            Kept(number, done, {"scores": total}).write(self.keep)
         assert total is not None
         return Scores(total[..., None])
-
-    def _checkpoints(self, trajectory: Trajectory) -> Iterator[tuple[AdamWState, AdamWStep, float]]:
-        """Yield the stored states but the first, the step that led to each, and the mean learning rate up to it."""
-        begin = 0
-        for number in trajectory.stored():
-            if number:
-                rates = [step.settings.lr for step in trajectory.steps[begin:number]]
-                yield trajectory.stored_state(number), trajectory.steps[number - 1].settings, sum(rates) / len(rates)
-                begin = number
 
     def _gradients(self, parameters: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield (rows, P) gradients of examples' own mean losses."""

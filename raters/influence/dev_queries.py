@@ -1,7 +1,8 @@
 """What influence is asked about: differentiable losses of agreement with people's labels on the dev split.
 
-The reasoning is that of the rater itself: its draws for the dev items, as its last rating of them left them. Three
-losses, means over draws of an item and then over items:
+The reasoning is that of the rater itself: its draws for the dev items, as its last rating of them left them. People's
+label stands behind it in the rater's form: a mean of 3.333 is asked about as 3.3 of a rater that writes one decimal.
+Three losses, means over draws of an item and then over items:
 
     label      cross-entropy of the tokens of people's label, behind the reasoning
     agreement  minus the expected agreement of the verdict behind the reasoning: the sum over labels of their
@@ -16,7 +17,8 @@ third also sees what an example does to the reasoning, at the price of the draws
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +32,7 @@ from raters.influence.answers import IGNORED, AnswerBatch, AnswerLosses
 from raters.journal import Record, read_lines
 from raters.model_selection import DevSplit
 from raters.records import ConfigError, DataError, Label
-from raters.scales import AnyScale, IntervalScale, listed_labels
+from raters.scales import AnyScale, IntervalScale, listed_labels, rating_text
 from raters.trace_runs import TraceRun
 from raters.training_data import Encoder, Lesson, first_tokens
 
@@ -196,21 +198,23 @@ def dev_queries(
     for record in draws:
         if record["item_id"] in places:
             by_item.setdefault(places[record["item_id"]], []).append(record)
+    decimals = _decimals(record for records in by_item.values() for record in records)
     rows = [
         (item, row)
         for item, records in by_item.items()
-        for row in _rows(name, encoder, scale, item, labels[item], records)
+        for row in _rows(name, encoder, scale, item, labels[item], records, decimals)
     ]
     if not rows:
         raise DataError(f"--query {name}: none of {len(draws)} draws on the dev split says anything; train longer")
-    used = sorted({fold_of[item] for item, _ in rows})
-    renamed = {fold: place for place, fold in enumerate(used)}
-    items_of = [{item for item, _ in rows if fold_of[item] == fold} for fold in used]
-    found = []
-    for item, row in rows:
-        fold = renamed[fold_of[item]]
-        found.append(replace(row, fold=fold, weight=row.weight / len(items_of[fold])))
-    return DevQueries(losses, found, [len(items) for items in items_of], pad, tokens)
+    # An item whose draws all agree equally well has no row of `draws`, and counts all the same: its gradient is 0.
+    read = [item for item, records in by_item.items() if any(record["verdict"] is not None for record in records)]
+    counts = np.bincount([fold_of[item] for item in read])
+    used = np.flatnonzero(counts).tolist()
+    found = [
+        replace(row, fold=used.index(fold_of[item]), weight=row.weight / int(counts[fold_of[item]]))
+        for item, row in rows
+    ]
+    return DevQueries(losses, found, counts[used].tolist(), pad, tokens)
 
 
 def _folds(groups: NDArray[np.int64], most: int) -> NDArray[np.int64]:
@@ -225,8 +229,30 @@ def _folds(groups: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return np.array([fold_of[int(group)] for group in groups], np.int64)
 
 
+def _decimals(draws: Iterable[Record]) -> int:
+    """Return how many decimals a rater's ratings have most often; of numbers alone, and 0 without any."""
+    texts = [rating_text(record["answer"]) or "" for record in draws if record["verdict"] is not None]
+    parts = [text.lstrip("+-").partition(".") for text in texts]
+    counts = Counter(len(behind) for before, _, behind in parts if f"{before}{behind}".isdecimal())
+    return max(counts, key=lambda count: (counts[count], count), default=0)
+
+
+def _written(scale: AnyScale, label: Label, decimals: int) -> str:
+    """Return a label as a rater writes it: on an interval scale with its decimals, and more if it needs them."""
+    if not isinstance(scale, IntervalScale):
+        return str(label)
+    texts = (f"{label:.{count}f}" for count in range(decimals, 18))
+    return next((text for text in texts if scale.parse(text) is not None), str(label))
+
+
 def _rows(
-    name: QueryName, encoder: Encoder, scale: AnyScale, item: int, label: Label, records: Sequence[Record]
+    name: QueryName,
+    encoder: Encoder,
+    scale: AnyScale,
+    item: int,
+    label: Label,
+    records: Sequence[Record],
+    decimals: int,
 ) -> Iterator[QueryRow]:
     """Yield the rows of one item; weights are those within its mean."""
     verdicts = [None if record["verdict"] is None else scale.canonical(record["verdict"]) for record in records]
@@ -238,9 +264,15 @@ def _rows(
         baseline = (sum(gained) - gain) / (len(gained) - 1) if len(gained) > 1 else 0.0
         swapped = record["swapped"] is True
         wanted = scale.swapped(label) if swapped else label  # as the pair was shown
-        said = (scale.swapped(verdict) if swapped else verdict) if name == "draws" else wanted
+        if name == "draws":
+            shown = scale.swapped(verdict) if swapped else verdict
+            stated = rating_text(record["answer"])
+            # As the draw has it, if it is read from there: 7 and 7.0 are the same verdict, and not the same tokens.
+            said = stated if stated is not None and scale.parse(stated) == shown else _written(scale, shown, decimals)
+        else:
+            said = _written(scale, wanted, decimals)
         key = (record["item_id"], None)
-        example = encoder.encode(Lesson("", key, item, swapped, said, record["trace"].strip(), str(said)))
+        example = encoder.encode(Lesson("", key, item, swapped, said, record["trace"].strip(), said))
         if example is not None:
             encoded.append((example, gain - baseline, wanted))
     for example, advantage, wanted in encoded:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from raters.records import ConfigError, ModelError
 from raters.training_phases import Phase
 
 FOLDER, EXAMPLES = "trajectory", "examples.jsonl"
+_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
 _CHANCE = re.compile("^(?!classifier|summary).*(drop|jitter)")
 """What configurations call the chances of a forward pass, but for those of heads that are not there: OPT's is plainly
 `dropout`, and no module of its own."""
@@ -46,11 +48,34 @@ def check_model(model: Any, spec: str) -> None:
         )
 
 
+def check_arguments(args: Any) -> None:
+    """Refuse a trainer whose steps are not those of AdamW on whole examples.
+
+    Args:
+        args: TRL's.
+
+    Raises:
+        ConfigError: If its optimizer is another, such as one of 8 bits, or it packs several examples into a row.
+    """
+    if (name := str(getattr(args.optim, "value", args.optim))) not in _OPTIMIZERS:
+        raise ConfigError(
+            f"--record-trajectory: {name} is not torch's AdamW, whose steps are unrolled; train with adamw_torch"
+        )
+    if args.packing:
+        raise ConfigError(
+            "--record-trajectory: packing puts several examples into a row, so that none has a loss of its own; train "
+            "without packing"
+        )
+
+
 class Recorder:
     """Writes what transformers' trainer does in one phase to a trajectory."""
 
     def __init__(self, folder: Path, phase: Phase, trainer: Any, order: Any, about: Mapping[str, Any]) -> None:
         """Take what is recorded; nothing is written yet.
+
+        Raises:
+            ConfigError: If the trainer's steps cannot be unrolled.
 
         Args:
             folder: Of the seed.
@@ -59,6 +84,7 @@ class Recorder:
             order: (steps * batch,) which example is seen when.
             about: What else a reader wants to know.
         """
+        check_arguments(trainer.args)
         self._folder, self._phase, self._trainer, self._order = folder / FOLDER, phase, trainer, order
         self._about = dict(about)
         self._learned = [learned for _, learned in phase.lengths]
@@ -87,24 +113,32 @@ class Recorder:
             about=self._about,
         )
 
-    def announce(self, log: Callable[[str], None]) -> None:
-        """Say how much disk the recording takes.
+    def announce(self, log: Callable[[str], None], to_come: int = 0) -> None:
+        """Say how much disk the recording takes, and as many more like it.
+
+        Args:
+            log: Takes the line.
+            to_come: Runs under other seeds that are recorded after this one.
 
         Raises:
             ConfigError: If the disk has less.
         """
         steps = self._phase.plan.steps
-        wanted = self.header({}).stored_bytes(steps)
+        alone = self.header({}).stored_bytes(steps)
+        wanted = alone * (1 + to_come)
+        seeds = f" under each of {1 + to_come} seeds" if to_come else ""
         self._folder.mkdir(parents=True, exist_ok=True)
         # What an earlier session left is gone on from, or goes away.
         there = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
         free = shutil.disk_usage(self._folder).free + there
         if wanted > free:
+            fewer = "fewer --seeds, fewer --steps" if to_come else "fewer --steps"
             raise ConfigError(
-                f"--record-trajectory: {steps:,} steps take {_size(wanted)} in {self._folder}, where {_size(free)} are "
-                "free; give fewer --steps, a smaller --rank, or another --out"
+                f"--record-trajectory: {steps:,} steps{seeds} take {_size(wanted)} in {self._folder}, where "
+                f"{_size(free)} are free; give {fewer}, a smaller --rank, or another --out"
             )
-        log(f"recording {steps:,} steps in {self._folder}: up to {_size(wanted)}")
+        more = f", {_size(wanted)} under the {1 + to_come} seeds that are left" if to_come else ""
+        log(f"recording {steps:,} steps in {self._folder}: up to {_size(alone)}{more}")
 
     def as_callback(self) -> Any:
         """Return what transformers' trainer calls; it has to come before the one that marks checkpoints as whole."""
@@ -224,5 +258,14 @@ def _size(count: int) -> str:
 
 
 def read_examples(folder: Path) -> list[dict[str, Any]]:
-    """Return the examples of a recorded run, in the order of their places."""
-    return [record for _, _, record in read_lines(folder / EXAMPLES)]
+    """Return the examples of a recorded run, in the order of their places.
+
+    Tokens are arrays of 4 bytes each; as lists they take nine times as much, most of a GB for 10,000 examples.
+
+    Raises:
+        DataError: If they are not there.
+    """
+    return [
+        record | {name: array("i", record[name]) for name in ("input_ids", "labels")}
+        for _, _, record in read_lines(folder / EXAMPLES)
+    ]

@@ -140,6 +140,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], told: Mapping
     partial = path.with_name(f"{path.name}.partial")
     with _writing(path):
         save_file({name: one.contiguous() for name, one in tensors.items()}, str(partial), dict(told or {}))
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())  # or a power cut may leave the new name without its content
         os.replace(partial, path)
 
 
@@ -321,11 +323,15 @@ class Trajectory:
         """Return (P,) the clipped gradient of a step, counted from 1."""
         return torch.from_numpy(np.array(self._gradients[number - 1]))
 
+    def state(self, number: int) -> AdamWState:
+        """Return the state after a step, replayed if it is not stored."""
+        if self._state_path(number).exists():
+            return self.stored_state(number)
+        return self.moments(number, number)[-1].after
+
     def last_state(self) -> AdamWState:
         """Return the state that the run came to."""
-        if self._state_path(len(self)).exists():
-            return self.stored_state(len(self))
-        return self.moments(len(self), len(self))[-1].after
+        return self.state(len(self))
 
     def moments(self, first: int, last: int) -> list[Moment]:
         """Return steps `first` to `last`, both counted from 1 and included, with their states: 4 P numbers each."""

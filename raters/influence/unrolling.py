@@ -12,8 +12,9 @@ steps. Negative: removing it lowers the loss, so it is harmful. Positive: it hel
 Cost: one query takes about the forward and backward passes of the run twice over, and each further one about as much
 again where arithmetic dominates, much less where a model is so small that calls do. The sweep is linear in the query's
 gradient, so that any weighted sum of queries, such as a bootstrap resample of folds, has the same sum of scores, free.
-Memory: 3 Q P numbers for Q queries, 4 P sqrt(T) for a replayed segment (with a horizon of K steps, 4 P K), a batch's
-second-order graph and, for removals that are taken exactly, about 60 P.
+Memory, as measured: 14 Q P numbers at the peak of a step for Q queries, of which 3 Q P stay between steps; 4 P sqrt(T)
+for the one segment that is replayed (with a horizon of K steps, 4 P K); a batch's second-order graph; and, for removals
+that are taken exactly, about 60 P.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from typing import Protocol
 import torch
 
 from raters.influence.adamw import Adjoint, pull_back, removal_effects, through_clipping
+from raters.influence.kept import Kept
 from raters.influence.losses import ExampleLosses, products, some_row_gradients
-from raters.influence.trajectory import Moment, RecordedStep, Trajectory, write_tensors
+from raters.influence.trajectory import Moment, RecordedStep, Trajectory
 
 _ADJOINT = ("parameters", "first", "second")
 _ROWS = 8
@@ -87,10 +89,12 @@ class Unrolling(ABC):
         horizon: K: the sweep for step t starts at the state after step t + K - 1, with the query's gradient there. 1 is
             what online selection sees; None is the whole run.
         renormalize: A step that lacks an example averages over those left (True), or the example's term is dropped and
-            the others' weights stay (False).
+            the others' weights stay (False). The term for ordered labels, a mean over examples, is averaged by loss
+            weights too, which is not exact where examples are of unequal length.
         fisher: Take the empirical Fisher matrix for the Hessian.
         on_step: Called after every step of a sweep.
-        keep: File that a sweep through the whole run is kept in every sqrt(T) steps, and gone on from.
+        keep: File that says how far it has come, every sqrt(T) steps, or with a horizon every step; it is gone on from
+            there.
     """
 
     losses: ExampleLosses
@@ -114,26 +118,50 @@ class Unrolling(ABC):
             mixtures: (M, Q) the weights of each query in what scores are given for; each query by itself if None.
         """
         assert self._trajectory is not None, "call cache() first"
-        trajectory, total = self._trajectory, len(self._trajectory)
+        trajectory = self._trajectory
         dtype = trajectory.last_state().parameters.dtype
         self._mixtures = None if mixtures is None else mixtures.to(dtype)
         count = len(queries) if mixtures is None else len(mixtures)
         parts = torch.zeros((trajectory.num_examples, count, len(self.losses.parts)), dtype=dtype)
         proxy = torch.zeros(parts.shape[:2], dtype=dtype) if self._has_proxy else None
         scores = Scores(parts, proxy)
+        kept = Kept.read(self.keep)
+        if kept is not None:
+            for name, into in self._named(scores).items():
+                into.copy_(kept.tensors[name])
         if self.horizon is None:
-            begun, adjoint = self._kept(scores)
-            if adjoint is None:
-                adjoint = Adjoint.of(queries.gradients(trajectory.last_state().parameters))
-            for moments in trajectory.segments_backwards(begun):
-                adjoint = self.sweep(moments, adjoint, scores)
-                self._save(moments[0].step.settings.number - 1, adjoint, scores)
-            return scores
-        for number in range(1, total + 1):
-            moments = trajectory.moments(number, min(number + self.horizon - 1, total))
+            self._through_the_run(queries, scores, kept)
+        else:
+            self._ahead_of_each_step(queries, scores, kept, self.horizon)
+        return scores
+
+    def _through_the_run(self, queries: Queries, scores: Scores, kept: Kept | None) -> None:
+        """Add to the scores what one sweep from the end of the run comes to."""
+        assert self._trajectory is not None
+        trajectory, total = self._trajectory, len(self._trajectory)
+        if kept is None:
+            begun, adjoint = total, Adjoint.of(queries.gradients(trajectory.last_state().parameters))
+        else:
+            begun, adjoint = kept.step - 1, Adjoint(*(kept.tensors[name] for name in _ADJOINT))
+        for moments in trajectory.segments_backwards(begun):
+            adjoint = self.sweep(moments, adjoint, scores)
+            first = moments[0].step.settings.number
+            tensors = {name: getattr(adjoint, name) for name in _ADJOINT} | self._named(scores)
+            Kept(first, total + 1 - first, tensors).write(self.keep)
+            del moments  # or the segment would still be there while the one before it is replayed
+
+    def _ahead_of_each_step(self, queries: Queries, scores: Scores, kept: Kept | None, horizon: int) -> None:
+        """Add to the scores what a sweep for each step comes to, from so many steps ahead of it."""
+        assert self._trajectory is not None
+        trajectory, total = self._trajectory, len(self._trajectory)
+        begun, done = (0, 0) if kept is None else (kept.step, kept.done)
+        for number in range(begun + 1, total + 1):
+            moments = trajectory.moments(number, min(number + horizon - 1, total))
             adjoint = Adjoint.of(queries.gradients(moments[-1].after.parameters))
             self.sweep(moments, adjoint, scores, only=number)
-        return scores
+            done += len(moments)
+            Kept(number, done, self._named(scores)).write(self.keep)
+            del moments
 
     def sweep(self, moments: Sequence[Moment], adjoint: Adjoint, scores: Scores, only: int | None = None) -> Adjoint:
         """Go backwards through steps and add to the scores what comes out, of all of them or of one alone.
@@ -157,26 +185,6 @@ class Unrolling(ABC):
             adjoint = Adjoint(before.parameters + found.curvature, before.first, before.second)
             self.on_step()
         return adjoint
-
-    def _kept(self, scores: Scores) -> tuple[int, Adjoint | None]:
-        """Return which step comes next and the adjoint behind it, after filling in the scores that were kept."""
-        assert self._trajectory is not None
-        if self.keep is None or not self.keep.exists():
-            return len(self._trajectory), None
-        from safetensors import safe_open
-
-        with safe_open(str(self.keep), "pt") as file:
-            number = int(file.metadata()["next"])
-            for name, into in self._named(scores).items():
-                into.copy_(file.get_tensor(name))
-            adjoint = Adjoint(*(file.get_tensor(name) for name in _ADJOINT))
-        return number, adjoint
-
-    def _save(self, number: int, adjoint: Adjoint, scores: Scores) -> None:
-        if self.keep is None:
-            return
-        tensors = {name: getattr(adjoint, name) for name in _ADJOINT} | self._named(scores)
-        write_tensors(self.keep, tensors, {"next": str(number)})
 
     @staticmethod
     def _named(scores: Scores) -> dict[str, torch.Tensor]:
