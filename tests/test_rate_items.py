@@ -896,7 +896,7 @@ OPTIONS: list[tuple[str, list[str]]] = [
     ("--rater rater.yaml --adapter folder", ["--adapter", "--model"]),
     ("--rater rater.yaml --no-reasoning", ["--no-reasoning", "--model"]),
     ("--rater none.yaml", ["none.yaml", "no such file"]),
-    ("--rater c", ["c: cannot be read"]),
+    ("--rater c", ["c: is a folder; give the rater.yaml in it"]),
     ("--rater c/items.jsonl", ["c/items.jsonl"]),
     ("--rater rater.yaml --aggregate sum", ["--aggregate", "sum", "mean, median, majority"]),
     ("--model nonsense", ["nonsense", "embedded"]),
