@@ -193,10 +193,10 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(array.mean()), float(half)
 
 
-def shown(values: Sequence[float]) -> str:
-    """Return values as mean ± half width; of one value there is none."""
+def shown(values: Sequence[float], sign: str = "") -> str:
+    """Return values as mean ± half width; of one value there is none. With the sign "+" differences show theirs."""
     mean, half = mean_interval(values)
-    return f"{mean:.3f}" if np.isnan(half) else f"{mean:.3f} ± {half:.3f}"
+    return f"{mean:{sign}.3f}" if np.isnan(half) else f"{mean:{sign}.3f} ± {half:.3f}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

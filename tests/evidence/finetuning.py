@@ -24,7 +24,6 @@ from raters.rater_files import read_rater
 from tests.evidence.arms import (
     TRUE_GUIDELINE,
     figure_of,
-    mean_interval,
     once,
     ridge_figure,
     shown,
@@ -42,6 +41,7 @@ SWEEP, SWEEP_SEEDS = (20, 60, 150, 300), range(3)
 ITEMS, K, REDRAWN_K = 300, 32, 8
 TEST_ITEMS, TEST_DRAWS = 200, 8
 TRAINING = {"--steps": 60, "--batch": 32, "--lr": 2e-3, "--eval-steps": 20, "--dev-limit": 100, "--dev-draws": 2}
+RATES, RATES_TASKS = (5e-4, 5e-3), ("ukpconvarg1", "realsumm")
 FAST = ("--batch-size", 128, "--concurrency", 256)
 ARMS = {
     "base": "the student as it is",
@@ -90,10 +90,11 @@ class Case:
         self._once(name, "refine_guideline", "--traces", traces, *gated, "--out", run)
         return run / "guideline.md"
 
-    def tune(self, name: str, traces: Path, *arguments: object) -> Path:
+    def tune(self, name: str, traces: Path, *arguments: object, **settings: object) -> Path:
         """Return the rater.yaml of the student fine-tuned on traces, after rating the test split with it."""
         run = self.out / name
-        options = [part for pair in TRAINING.items() for part in pair]
+        training = TRAINING | {f"--{option}": value for option, value in settings.items()}
+        options = [part for pair in training.items() for part in pair]
         base = ("--base", "student", "--seed", self.seed, "--rating-batch", 128)
         self._once(name, "finetune_rater", "--traces", traces, *base, *options, *arguments, "--out", run)
         self.rate(name, "--rater", run / "rater.yaml")
@@ -157,6 +158,15 @@ def few_arms(case: Case) -> dict[str, float]:
     return case.found
 
 
+def rates_arms(case: Case) -> dict[str, float]:
+    """Return arm -> test figure of the two arms that are compared most, at other learning rates."""
+    traces, under = case.out / "inferred", case.out / "inferred under refined"
+    for lr in RATES:
+        case.tune(f"labels, {lr:g}", traces, "--target", "label", lr=lr)
+        case.tune(f"distilled, {lr:g}", under, "--prompt-guideline", "original", lr=lr)
+    return case.found
+
+
 def oracle_arms(case: Case, truth: Path) -> dict[str, float]:
     """Return arm -> test figure, with traces of an oracle who goes by the policy that labelled the items."""
     case.rate_base("base")
@@ -208,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/evidence/finetuning"), help="where runs are kept")
     parser.add_argument("--page", type=Path, default=Path("data/results/finetuning.md"), help="page to write")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS), help="run these alone")
-    parser.add_argument("--parts", nargs="*", default=["real", "oracle", "sweep"], help="run these alone")
+    parser.add_argument("--parts", nargs="*", default=["real", "oracle", "sweep", "rates"], help="run these alone")
     options = parser.parse_args(arguments)
     out: Path = options.out
     runs: list[tuple[str, Path, Callable[[], dict[str, float]]]] = []
@@ -216,10 +226,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "real" in options.parts:
             for task, dimension in TASKS.items():
                 case = Case(options.corpora / task, dimension, seed, out / task / f"seed-{seed}")
-                runs.append((f"{task}, seed {seed}", case.out, partial(every_arm, case)))
+                runs.append((f"{task}, seed {seed}", case.out / "figures.json", partial(every_arm, case)))
         if "oracle" in options.parts:
             place = out / "policies" / f"policy-{seed}"
-            runs.append((f"{SIMULATED}, {seed}", place, partial(_simulated, options.corpora, seed, place)))
+            runs.append(
+                (f"{SIMULATED}, {seed}", place / "figures.json", partial(_simulated, options.corpora, seed, place))
+            )
     if "sweep" in options.parts:
         for seed in sorted(set(options.seeds) & set(SWEEP_SEEDS)):
             for items in SWEEP:
@@ -230,9 +242,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     out / f"sweep-{items}" / f"seed-{seed}",
                     items,
                 )
-                runs.append((f"realsumm, {items} items, seed {seed}", case.out, partial(few_arms, case)))
-    for name, place, made in runs:
-        found = once(place / "figures.json", made)
+                runs.append(
+                    (f"realsumm, {items} items, seed {seed}", case.out / "figures.json", partial(few_arms, case))
+                )
+    for seed in options.seeds if "rates" in options.parts else ():
+        for task in RATES_TASKS:
+            case = Case(options.corpora / task, TASKS[task], seed, out / task / f"seed-{seed}")
+            runs.append((f"{task}, learning rates, seed {seed}", case.out / "rates.json", partial(rates_arms, case)))
+    for name, path, made in runs:
+        found = once(path, made)
         told = "  ".join(f"{arm} {figure:.3f}" for arm, figure in found.items() if arm != "seconds")
         print(f"{name}: {told}  ({found['seconds']:.0f} s)", flush=True)
     write_atomically(options.page, page(out))
@@ -245,9 +263,9 @@ def _simulated(corpora: Path, number: int, out: Path) -> dict[str, float]:
     return oracle_arms(Case(out / "corpus", "quality", number, out), out / TRUE_GUIDELINE)
 
 
-def _figures(folder: Path) -> list[Mapping[str, float]]:
+def _figures(folder: Path, name: str = "figures") -> list[Mapping[str, float]]:
     """Return the figures of every seed that is done."""
-    return [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*/figures.json"))]
+    return [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob(f"*/{name}.json"))]
 
 
 def page(out: Path) -> str:
@@ -259,8 +277,7 @@ def page(out: Path) -> str:
         return [shown([one[arm] for one in found]) if found else "-" for arm in arms]
 
     def against(found: Sequence[Mapping[str, float]], arm: str, other: str) -> str:
-        mean, half = mean_interval([one[arm] - one[other] for one in found])
-        return f"{mean:+.3f} ± {half:.3f}"
+        return shown([one[arm] - one[other] for one in found], sign="+")
 
     arms = [*ARMS, "ridge"]
     rows = [[arm, *(cells(found, [arm])[0] for found in tasks.values()), ARMS.get(arm, "knows labels, reads no traces")]
@@ -281,10 +298,22 @@ def page(out: Path) -> str:
     ]
     seeds = ", ".join(f"{task} {len(found)}" for task, found in tasks.items())
     known = ["base", "labels", "traces", "distilled", ORACLE, "ridge"]
+    over_labels = [f"{arm} − labels: {against(policies, arm, 'labels')}" for arm in ("distilled", ORACLE) if policies]
     sweep = []
     for items in SWEEP:
         found = _figures(out / f"sweep-{items}")
-        sweep.append([str(items), str(len(found)), *cells(found, ["labels", "traces", "distilled"])])
+        difference = against(found, "distilled", "labels") if found else "-"
+        sweep.append([str(items), str(len(found)), *cells(found, ["labels", "traces", "distilled"]), difference])
+    by_rate = []
+    for lr in sorted({*RATES, float(TRAINING["--lr"])}):
+        row = [f"{lr:g}"]
+        for task in RATES_TASKS:
+            usual = lr == TRAINING["--lr"]
+            found = tasks[task] if usual else _figures(out / task, "rates")
+            names = [arm if usual else f"{arm}, {lr:g}" for arm in ("labels", "distilled")]
+            row += [*cells(found, names), against(found, names[1], names[0]) if found else "-"]
+        by_rate.append(row)
+    by_rate_header = [f"{task}: {arm}" for task in RATES_TASKS for arm in ("labels", "distilled", "difference")]
     return f"""# Fine-tuning on traces, and on labels alone
 
 Made by `python -m tests.evidence.finetuning --corpora ../shared/data`. Base: `student`, a network of 0.85 M weights
@@ -303,6 +332,12 @@ Paired differences over seeds:
 
 {table(["difference", *TASKS], differences)}
 
+## Learning rate
+
+The same at other learning rates, so that no arm is judged by a rate that suits the other.
+
+{table(["learning rate", *by_rate_header], by_rate)}
+
 ## Where the reasoning is known
 
 {len(policies)} hidden policies of three rules each, applied by the rule reader to the texts of {SIMULATED_ITEMS_OF} on
@@ -310,11 +345,13 @@ a scale of 1 to 5. The oracle goes by the policy itself; what it writes is what 
 
 {table(known, [cells(policies, known)])}
 
+Paired differences over policies: {"; ".join(over_labels)}.
+
 ## Number of labelled items
 
 realsumm, {len(SWEEP_SEEDS)} seeds at most.
 
-{table(["labelled items", "seeds", "labels", "traces", "distilled"], sweep)}
+{table(["labelled items", "seeds", "labels", "traces", "distilled", "distilled − labels"], sweep)}
 """
 
 
