@@ -220,7 +220,7 @@ def test_lm_eval_rates_what_its_model_writes(tmp_path: Path, server: ScriptedSer
     cache = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "home")}
     run(command, tmp_path, **own_keys(server), **cache)
     (samples,) = tmp_path.glob("OUT/**/samples_quality_*.jsonl")
-    found = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    found = [json.loads(line) for line in samples.read_bytes().splitlines()]
     assert {one["doc"]["item_id"]: one["quality"] for one in found} == RATINGS
     assert [one["arguments"]["gen_args_0"]["arg_0"] for one in found]
     assert_asked_as_golden(server)

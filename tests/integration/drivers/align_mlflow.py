@@ -17,7 +17,7 @@ out, items_file = Path(sys.argv[1]), Path(sys.argv[2])
 mlflow.set_tracking_uri(f"sqlite:///{out.parent / 'align.db'}")
 mlflow.set_experiment("align")
 labels = {}
-for line in items_file.read_text(encoding="utf-8").splitlines():
+for line in items_file.read_bytes().splitlines():
     item = json.loads(line)
     with mlflow.start_span(name="answer") as span:
         span.set_inputs({"question": item["inputs"]["question"]})

@@ -13,7 +13,7 @@ from deepeval.evaluate.configs import AsyncConfig, DisplayConfig, ErrorConfig
 from deepeval.test_case import LLMTestCase
 from metric import RaterMetric, geval_metric
 
-items = [json.loads(line) for line in Path("items.jsonl").read_text(encoding="utf-8").splitlines()]
+items = [json.loads(line) for line in Path("items.jsonl").read_bytes().splitlines()]  # as text, U+2028 would cut one
 cases = [
     LLMTestCase(input=item["inputs"]["question"], actual_output=item["inputs"]["reply"], name=item["item_id"])
     for item in items

@@ -14,7 +14,7 @@ from mlflow_scorer import guideline_judge, rater
 out = Path(sys.argv[1])
 mlflow.set_tracking_uri(f"sqlite:///{out.parent / 'mlflow.db'}")
 mlflow.set_experiment("export")
-items = [json.loads(line) for line in Path("items.jsonl").read_text(encoding="utf-8").splitlines()]
+items = [json.loads(line) for line in Path("items.jsonl").read_bytes().splitlines()]  # as text, U+2028 would cut one
 data = [{"inputs": {"question": item["inputs"]["question"]}, "outputs": item["inputs"]["reply"]} for item in items]
 done = mlflow.genai.evaluate(data=data, scorers=[rater])
 results = {"metrics": done.metrics}
