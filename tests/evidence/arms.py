@@ -23,14 +23,15 @@ from raters.corpus_files import Dimension
 from raters.dev_gate import quantities, said
 from raters.floor import floors
 from raters.gold import default_method, gold_labels
-from raters.journal import to_line, write_atomically
+from raters.journal import read_lines, to_line, write_atomically
+from raters.label_probabilities import from_record
 from raters.models.embedded import STRENGTHS, answer
 from raters.models.protocol import SamplingSettings
 from raters.prompts import load_prompt
 from raters.questions import Question, fit_to_corpus
 from raters.rater_draws import read_draws
 from raters.rater_files import default_aggregate
-from raters.scales import OrdinalScale
+from raters.scales import OrdinalScale, listed_labels
 from raters.splits import split_corpus
 
 RULES_OF_A_POLICY = 3
@@ -170,6 +171,31 @@ def figure_of(folder: Path, name: str, ratings: Path) -> float:
     dimension = corpus.dimensions[name]
     draws = read_draws(ratings, "rater", corpus, dimension, default_aggregate(dimension.scale))
     return _tau(corpus, dimension, draws.items, said(draws, dimension.scale))
+
+
+def figures_read_otherwise(folder: Path, name: str, ratings: Path) -> dict[str, float]:
+    """Return figure_of by each item's one verdict, and by the mean quantity of label probabilities where there are any.
+
+    Label probabilities count as the most probable label in figure_of where labels have no order, sampled draws by their
+    mean: the one is coarser than the other.
+    """
+    corpus = load_corpus(folder)
+    dimension = corpus.dimensions[name]
+    scale = dimension.scale
+    draws = read_draws(ratings, "rater", corpus, dimension, default_aggregate(scale))
+    found = {"verdict": _tau(corpus, dimension, draws.items, quantities(draws.verdicts(scale), scale))}
+    placed = quantities(np.arange(float(len(listed_labels(scale)))), scale)
+    of_item: dict[str, list[float]] = {}
+    for _, _, record in read_lines(ratings):
+        if record["label_probabilities"] is not None:
+            told = from_record(record["label_probabilities"], scale)
+            of_item.setdefault(record["item_id"], []).append(float(told @ placed))
+    if of_item:
+        place = {item_id: index for index, item_id in enumerate(corpus.item_ids)}
+        means = {place[item_id]: float(np.mean(values)) for item_id, values in of_item.items()}
+        items = np.array(sorted(means))
+        found["expected"] = _tau(corpus, dimension, items, np.array([means[item] for item in items.tolist()]))
+    return found
 
 
 def _tau(corpus: Corpus, dimension: Dimension, items: NDArray[np.int64], values: NDArray[np.float64]) -> float:
