@@ -345,9 +345,9 @@ Figures: Kendall τ-b of the mean of {TEST_DRAWS} sampled draws (of label probab
 alone) with people's gold label, on {TEST_ITEMS} test items at most; mean over split seeds ({seeds})
 ± the half width of the 95 % interval over seeds (Student's t). {ITEMS} labelled training items at most, {K} draws each;
 every arm has {TRAINING["--steps"]} steps of {TRAINING["--batch"]} examples at learning rate {TRAINING["--lr"]:g} and
-the checkpoint that is best on {TRAINING["--dev-limit"]} dev items. The base is not among them, so a tuned arm may come out
-below it. realsumm has 14 documents, of which 2 or 3 make a test split, and argquality_novice 40 test items: their
-intervals are wide.
+the checkpoint that is best on {TRAINING["--dev-limit"]} dev items. The base is not among them, so a tuned arm may
+come out below it. realsumm has 14 documents, of which 2 or 3 make a test split, and argquality_novice 40 test items:
+their intervals are wide.
 
 {table(["arm", *TASKS, "what it is"], rows)}
 
