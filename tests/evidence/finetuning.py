@@ -38,7 +38,7 @@ TASKS = {"ukpconvarg1": "more_convincing", "realsumm": "present", "argquality_no
 SIMULATED = "hidden policies"
 SIMULATED_ITEMS_OF = "realsumm"
 SEEDS = range(5)
-SWEEP, SWEEP_SEEDS = (20, 60, 150, 300), range(3)
+SWEEP, SWEEP_SEEDS = (20, 60, 150), range(3)
 ITEMS, K, REDRAWN_K = 300, 32, 8
 TEST_ITEMS, TEST_DRAWS = 200, 8
 TRAINING = {"--steps": 60, "--batch": 32, "--lr": 2e-3, "--eval-steps": 20, "--dev-limit": 100, "--dev-draws": 2}
@@ -318,8 +318,9 @@ def page(out: Path) -> str:
     known = ["base", "labels", "traces", "distilled", ORACLE, "ridge"]
     over_labels = [f"{arm} − labels: {against(policies, arm, 'labels')}" for arm in ("distilled", ORACLE) if policies]
     sweep = []
-    for items in SWEEP:
-        found = _figures(out / f"sweep-{items}")
+    by_items = {items: _figures(out / f"sweep-{items}") for items in SWEEP}
+    by_items[ITEMS] = tasks[SIMULATED_ITEMS_OF][: len(SWEEP_SEEDS)]
+    for items, found in by_items.items():
         difference = against(found, "distilled", "labels") if found else "-"
         sweep.append([str(items), str(len(found)), *cells(found, ["labels", "traces", "distilled"]), difference])
     read = {task: _figures(out / task, "readings") for task in TASKS}
