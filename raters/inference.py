@@ -58,10 +58,10 @@ class Plan:
     @property
     def generator(self) -> RaterSpec:
         """What makes the first draws, as a rater: complete enough for later stages to ask it again."""
-        from raters.rater_files import RaterSpec, SeenItems, default_aggregate, seen_by_adapter
+        from raters.rater_files import RaterSpec, default_aggregate, seen_by_adapter
 
         adapter = self.options.adapter
-        seen = SeenItems.none() if adapter is None else seen_by_adapter(Path(adapter))
+        seen = seen_by_adapter(None if adapter is None else Path(adapter))
         seen = seen if self.rater is None else self.rater.seen.united(seen)
         if self.questions["first"].needs_observations and self.split is not None:
             seen = seen.with_items(self.corpus, self.split.indices("train"))
@@ -69,6 +69,7 @@ class Plan:
             model=self.options.model,
             question=self.questions["first"],
             adapter=None if adapter is None else str(Path(adapter).resolve()),
+            adapter_sha256=self.adapter_sha256,
             settings=self.sampling.settings,
             aggregate=default_aggregate(self.dimension.scale),
             seed=self.options.seed,

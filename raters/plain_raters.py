@@ -11,7 +11,7 @@ from raters.corpus_files import Dimension
 from raters.models import OF_OBSERVATIONS, check_adapter, check_spec, prompt_family
 from raters.prompts import load_prompt
 from raters.questions import Question, fit_to_corpus
-from raters.rater_files import RaterSpec, SeenItems, adapter_sha256, default_aggregate, seen_by_adapter
+from raters.rater_files import RaterSpec, adapter_sha256, default_aggregate, seen_by_adapter
 from raters.records import ConfigError
 from raters.splits import Split
 
@@ -47,7 +47,7 @@ def plain_rater(
     if model in OF_OBSERVATIONS and "fields" in loaded.slots:
         raise ConfigError(f"--prompt {prompt}: shows text, and {model} reads observations; give embedded/rate")
     observations, sha256 = None, None if adapter is None else adapter_sha256(Path(adapter))
-    seen = SeenItems.none() if adapter is None else seen_by_adapter(Path(adapter))
+    seen = seen_by_adapter(None if adapter is None else Path(adapter))
     if "observations" in loaded.slots:
         training = np.arange(len(corpus.item_ids)) if split is None else split.indices("train")
         observations, seen = fit_to_corpus(corpus, dimension.scale, training), seen.with_items(corpus, training)

@@ -336,8 +336,10 @@ def adapter_sha256(folder: Path) -> str:
         ) from error
 
 
-def seen_by_adapter(folder: Path) -> SeenItems:
+def seen_by_adapter(folder: Path | None) -> SeenItems:
     """Return which items an adapter has seen, as the rater.yaml that was made with it says; none if there is none."""
+    if folder is None:
+        return SeenItems.none()
     try:
         made_with = read_rater(folder.parent / "rater.yaml")
     except JudgeseyeError:

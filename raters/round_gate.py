@@ -79,14 +79,10 @@ class EarlierRound:
                     "that dev figures cannot be compared; give a run that differs in its traces"
                 )
 
-    def passed_by(self, value: float) -> bool:
-        """Return True if a dev figure is above that of the rater that stands."""
-        return value > self.value
-
     def as_record(self, value: float) -> dict[str, Any]:
         """Return what a summary says of the gate.
 
         Args:
             value: Dev figure of the round that came to it.
         """
-        return {"run": str(self.folder), "value": self.value, "passed": self.passed_by(value)}
+        return {"run": str(self.folder), "value": self.value, "passed": value > self.value}
