@@ -28,7 +28,7 @@ from raters.influence.checkpoint_scores import Less, TracIn
 from raters.influence.dev_queries import DevQueries, QueryName, dev_queries, read_dev_draws
 from raters.influence.losses import step_gradient
 from raters.influence.online import select_online
-from raters.influence.retraining import left_out, retrain, without
+from raters.influence.retraining import Weights, left_out, retrain, without
 from raters.influence.trajectory import RecordedStep
 from raters.influence.tuned_runs import TunedRun, write_adapter
 from raters.influence.unrolling import AdamWInfluence, SGDUnrolling
@@ -50,8 +50,8 @@ LEFT_OUT, LEFT_OUT_SEEDS = 64, range(3)
 ONLINE_TASKS, ONLINE_HORIZONS, ONLINE_LRS, ONLINE_SEEDS = (
     ("ukpconvarg1", "realsumm"),
     (1, 4, 16),
-    (5e-4, 2e-3),
-    range(3),
+    (2e-3, 5e-3),
+    range(5),
 )
 PROXY_LRS, PROXY_STEPS = (1e-3, 3e-3, 1e-2, 3e-2), (32, 128, 512)
 QUERIES: tuple[QueryName, ...] = ("draws", "label")
@@ -117,7 +117,7 @@ def recorded(corpus: Path, dimension: str, seed: int, out: Path, traces: Path, l
     rating = ("--dev-limit", DEV_ITEMS, "--dev-draws", 2, "--rating-batch", 128)
     given = ("--traces", traces, "--base", "student", "--prompt-guideline", "original", "--seed", seed)
     once(
-        out.with_suffix(".json"),
+        out.with_name(f"{out.name}.json"),  # not with_suffix: names may end in a rate, 0.002
         lambda: stage("finetune_rater", *given, *schedule, *rating, "--record-trajectory", "--out", out) or {},
     )
     return Recorded(corpus, dimension, out)
@@ -160,16 +160,25 @@ def corrupted_copy(run: Path, out: Path, seed: int) -> tuple[Path, list[int]]:
     return out, chosen
 
 
+def seen_places(case: Recorded) -> NDArray[np.int64]:
+    """Return the places of the traces that a run has seen, in order."""
+    return np.array(sorted({place for step in case.tuned.trajectory.steps for place in step.examples}))
+
+
+def own_losses(case: Recorded, places: NDArray[np.int64]) -> Floats:
+    """Return the mean loss a token of each trace before training."""
+    trajectory, losses = case.tuned.trajectory, case.tuned.losses
+    start, settings = trajectory.stored_state(0).parameters, trajectory.steps[0].settings
+    return np.array([
+        step_gradient(losses, start, RecordedStep(settings, [place], [1.0]))[0] for place in places.tolist()
+    ])  # fmt: skip
+
+
 def finding(case: Recorded, corrupted: Sequence[int]) -> dict[str, float]:
     """Return the share of corrupted traces among as many that each way ranks as most harmful."""
-    tuned = case.tuned
-    seen = {place for step in tuned.trajectory.steps for place in step.examples}
-    known = np.array(sorted(seen))
+    tuned, known = case.tuned, seen_places(case)
     wanted = np.isin(known, corrupted)
     losses = tuned.losses
-    start = tuned.trajectory.stored_state(0).parameters
-    settings = tuned.trajectory.steps[0].settings
-    own = [step_gradient(losses, start, RecordedStep(settings, [place], [1.0]))[0] for place in known.tolist()]
     ways: dict[str, Floats] = {}
     for query in QUERIES:
         ways[f"AdamW-influence, {query}"] = case.scores(AdamWInfluence(losses, finite=True), query)[known]
@@ -177,7 +186,7 @@ def finding(case: Recorded, corrupted: Sequence[int]) -> dict[str, float]:
         ways[f"TracIn, {query}"] = case.scores(TracIn(losses), query)[known]
         ways[f"LESS, {query}"] = case.scores(Less(losses), query)[known]
     ways["longest first"] = -np.array([float(tuned.learned[place]) for place in known])
-    ways["highest own loss before training"] = -np.array(own)
+    ways["highest own loss before training"] = -own_losses(case, known)
     count = int(wanted.sum())
     return {
         **{name: float(wanted[np.argsort(scores, kind="stable")[:count]].mean()) for name, scores in ways.items()},
@@ -187,8 +196,7 @@ def finding(case: Recorded, corrupted: Sequence[int]) -> dict[str, float]:
 
 def removing(case: Recorded, seed: int) -> dict[str, float]:
     """Return test figures after training without a tenth of the traces."""
-    tuned = case.tuned
-    seen = np.array(sorted({place for step in tuned.trajectory.steps for place in step.examples}))
+    tuned, seen = case.tuned, seen_places(case)
     count = round(REMOVED * len(seen))
     scores = case.scores(AdamWInfluence(tuned.losses, finite=True, renormalize=True), "draws")[seen]
     order = seen[np.argsort(scores, kind="stable")]
@@ -210,12 +218,32 @@ def removing(case: Recorded, seed: int) -> dict[str, float]:
     return {"before training": case.test_figure(tuned.trajectory.stored_state(0).parameters), **found}
 
 
+def cleaning(case: Recorded, corrupted: Sequence[int], seed: int) -> dict[str, float]:
+    """Return test figures after training on corrupted traces without as many of them as are corrupted."""
+    tuned, seen = case.tuned, seen_places(case)
+    count = int(np.isin(seen, corrupted).sum())
+    influence = case.scores(AdamWInfluence(tuned.losses, finite=True, renormalize=True), "draws")[seen]
+    away = {
+        "all, corrupted ones too": np.array([], dtype=np.int64),
+        "without the corrupted (were they known)": seen[np.isin(seen, corrupted)],
+        "without the highest own losses": seen[np.argsort(-own_losses(case, seen), kind="stable")[:count]],
+        "without the most harmful": seen[np.argsort(influence, kind="stable")[:count]],
+        "without the worst by LESS": seen[np.argsort(case.scores(Less(tuned.losses), "draws")[seen])[:count]],
+        "without random ones": np.random.default_rng(seed).choice(seen, count, replace=False),
+    }
+    return {
+        name: case.test_figure(
+            retrain(tuned.trajectory, tuned.losses, without(set(places.tolist()), renormalize=True)).parameters
+        )
+        for name, places in away.items()
+    }
+
+
 def leaving_out(case: Recorded, seed: int) -> dict[str, float]:
     """Return Spearman correlations of scores with leaving out one trace at a time."""
     tuned = case.tuned
     losses, queries = tuned.losses, case.queries("label")
-    seen = sorted({place for step in tuned.trajectory.steps for place in step.examples})
-    chosen = np.random.default_rng(seed).choice(seen, LEFT_OUT, replace=False).tolist()
+    chosen = np.random.default_rng(seed).choice(seen_places(case), LEFT_OUT, replace=False).tolist()
     full = float(queries.values(tuned.trajectory.last_state().parameters)[0])
     truth = np.array([
         float(queries.values(left_out(tuned.trajectory, losses, place).parameters)[0]) - full for place in chosen
@@ -235,6 +263,53 @@ def online(case: Recorded, horizon: int) -> dict[str, float]:
     """Return the test figure of training with selection, and the share of rows that learned."""
     found = select_online(case.tuned.trajectory, case.tuned.losses, case.queries("draws", folds=5), horizon)
     return {"tau": case.test_figure(found.state.parameters), "kept": float(found.kept.sum() / found.seen.sum())}
+
+
+@dataclass
+class Opposite:
+    """Queries asked the other way round: what helps is taken to harm.
+
+    Attributes:
+        queries: Losses on dev.
+    """
+
+    queries: DevQueries
+
+    def __len__(self) -> int:
+        """Folds."""
+        return len(self.queries)
+
+    def gradient(self, parameters: torch.Tensor, number: int) -> torch.Tensor:
+        """Return (P,) minus the gradient of a fold."""
+        return -self.queries.gradient(parameters, number)
+
+
+def opposite(case: Recorded, horizon: int) -> dict[str, float]:
+    """Return what `online` does where it learns from what harms: the control that has to fail."""
+    queries: Any = Opposite(case.queries("draws", folds=5))
+    found = select_online(case.tuned.trajectory, case.tuned.losses, queries, horizon)
+    return {"tau": case.test_figure(found.state.parameters), "kept": float(found.kept.sum() / found.seen.sum())}
+
+
+def some_rows(order: Floats, share: float) -> Weights:
+    """Return weights that leave each step a share of its rows, those whose trace is first in some order (examples,)."""
+
+    def weights(step: RecordedStep) -> torch.Tensor:
+        count = max(round(share * len(step.examples)), 1)
+        stays = torch.zeros(len(step.examples), dtype=torch.float64)
+        stays[np.argsort(order[step.examples], kind="stable")[:count].copy()] = 1
+        return stays / (stays @ torch.tensor(step.weights, dtype=torch.float64))
+
+    return weights
+
+
+def fewer(case: Recorded, share: float, seed: int | None) -> dict[str, float]:
+    """Return the test figure of training on a share of each step's rows, at random or (no seed) of least own loss."""
+    tuned = case.tuned
+    count = tuned.trajectory.num_examples
+    order = own_losses(case, np.arange(count)) if seed is None else np.random.default_rng(seed).random(count)
+    state = retrain(tuned.trajectory, tuned.losses, some_rows(order, share))
+    return {"tau": case.test_figure(state.parameters), "kept": share}
 
 
 def proxy_case(lr: float, steps: int) -> dict[str, float]:
@@ -273,7 +348,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/evidence/influence"), help="where runs are kept")
     parser.add_argument("--page", type=Path, default=Path("data/results/influence.md"), help="page to write")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS), help="run these alone")
-    parser.add_argument("--parts", nargs="*", default=["proxy", "traces", "left-out", "online"], help="run these alone")
+    parser.add_argument(
+        "--parts", nargs="*", default=["proxy", "traces", "cleaning", "left-out", "online"], help="run these alone"
+    )
     options = parser.parse_args(arguments)
     for path, made in _work(options):
         found = once(path, made)
@@ -310,6 +387,15 @@ def _work(options: argparse.Namespace) -> Sequence[tuple[Path, Callable[[], Mapp
                 copy, chosen = corrupted_copy(traces, place / "corrupted", seed)
                 return finding(recorded(corpus, dimension, seed, place / "tuned-corrupted", copy), chosen)
 
+            def cleaned(
+                corpus: Path = corpus, dimension: str = dimension, seed: int = seed, place: Path = place
+            ) -> dict[str, float]:
+                traces = clearer_traces(corpus, dimension, seed, place)
+                copy, chosen = corrupted_copy(traces, place / "corrupted", seed)
+                return cleaning(recorded(corpus, dimension, seed, place / "tuned-corrupted", copy), chosen, seed)
+
+            if "cleaning" in options.parts:
+                work.append((place / "cleaning.json", cleaned))
             if "traces" in options.parts:
                 work.append((place / "finding.json", corrupted))
                 work.append((place / "removing.json", lambda clean=clean, seed=seed: removing(clean(), seed)))  # type: ignore[misc]
@@ -333,17 +419,44 @@ def _online_work(
         one = case()
         return {"tau": one.test_figure(one.tuned.trajectory.last_state().parameters), "kept": 1.0}
 
+    def share() -> float:
+        return float(json.loads((place / f"online-{lr}-{ONLINE_HORIZONS[0]}.json").read_text(encoding="utf-8"))["kept"])
+
     return [
         (place / f"online-{lr}-0.json", plain),
         *(
             (place / f"online-{lr}-{horizon}.json", lambda horizon=horizon: online(case(), horizon))
             for horizon in ONLINE_HORIZONS
-        ),  # type: ignore[misc]
+        ),
+        (place / f"online-{lr}-random.json", lambda: fewer(case(), share(), seed)),
+        (place / f"online-{lr}-own.json", lambda: fewer(case(), share(), None)),
+        (place / f"online-{lr}-opposite.json", lambda: opposite(case(), ONLINE_HORIZONS[0])),
     ]
+
+
+def _by_seed(out: Path, pattern: str) -> dict[str, dict[str, float]]:
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob(pattern))}
 
 
 def _read(out: Path, pattern: str) -> list[dict[str, float]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob(pattern))]
+
+
+def _online_tables(out: Path) -> tuple[list[str], list[list[str]], list[list[str]]]:
+    """Return a head, and rows of figures and of their paired differences from training on all traces."""
+    cases = [(task, lr) for task in ONLINE_TASKS for lr in ONLINE_LRS]
+    figures, differences = [], []
+    for way, what in _ONLINE.items():
+        by_case = [_by_seed(out, f"{task}/*/online-{lr}-{way}.json") for task, lr in cases]
+        plain = [_by_seed(out, f"{task}/*/online-{lr}-0.json") for task, lr in cases]
+        pairs = [
+            [one["tau"] - whole[seed]["tau"] for seed, one in some.items()]
+            for some, whole in zip(by_case, plain, strict=True)
+        ]
+        taus = [[one["tau"] for one in some.values()] for some in by_case]
+        figures.append([what, *(shown(some) if some else "-" for some in taus)])
+        differences.append([what, *(shown(some, "+") if some else "-" for some in pairs)])
+    return ["learned from", *(f"{task}, {lr:g}" for task, lr in cases)], figures, differences[1:]
 
 
 def page(out: Path) -> str:
@@ -358,19 +471,14 @@ def page(out: Path) -> str:
             for key in names
         ]
 
-    def differences() -> list[list[str]]:
-        rows = []
-        for name in ("without the most harmful tenth", "without the most helpful tenth",
-                     "without the most harmful tenth, label", "without the most helpful tenth, label"):  # fmt: skip
-            cells = []
-            for task in TASKS:
-                found = _read(out, f"{task}/*/removing.json")
-                if found:
-                    cells.append(shown([one[name] - one["without a random tenth"] for one in found]))
-                else:
-                    cells.append("-")
-            rows.append([f"{name} − random tenth", *cells])
-        return rows
+    def differences(name: str, beside: str) -> list[list[str]]:
+        by_task = {task: _read(out, f"{task}/*/{name}.json") for task in TASKS}
+        names = [key for key in next((found[0] for found in by_task.values() if found), {}) if key != "seconds"]
+        return [
+            [key, *(shown([one[key] - one[beside] for one in some], "+") if some else "-" for some in by_task.values())]
+            for key in names
+            if key not in (beside, "before training")
+        ]
 
     proxy = []
     for lr in PROXY_LRS:
@@ -379,23 +487,17 @@ def page(out: Path) -> str:
             if found:
                 one = found[0]
                 proxy.append([f"{lr:g}", str(steps), *(f"{one[name]:.2f}" for name in _PROXY)])
-    by_way = []
-    for task in ONLINE_TASKS:
-        for lr in ONLINE_LRS:
-            cells = []
-            for horizon in (0, *ONLINE_HORIZONS):
-                found = _read(out, f"{task}/*/online-{lr}-{horizon}.json")
-                cells.append(shown([one["tau"] for one in found]) if found else "-")
-            kept = [one["kept"] for one in _read(out, f"{task}/*/online-{lr}-{ONLINE_HORIZONS[0]}.json")]
-            by_way.append([task, f"{lr:g}", *cells, f"{np.mean(kept):.2f}" if kept else "-"])
+    online_head, by_way, beside = _online_tables(out)
+    shares = [one["kept"] for one in _read(out, f"*/*/online-*-{ONLINE_HORIZONS[0]}.json")]
+    kept = f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "a part"
     seeds = ", ".join(f"{task} {count}" for task, count in counts.items())
     return f"""# Which traces help and which harm
 
 Made by `python -m tests.evidence.influence --corpora ../shared/data`. Base: `student`, 0.85 M weights; generator of
 traces: `embedded`, the rule reader, under a guideline refined on the same items; neither is a language model. {ITEMS}
 labelled items, {STEPS} AdamW steps of {BATCH} traces at learning rate {LR:g}, LoRA of rank 16 (155,648 numbers).
-Figures are means over the split seeds that are done (of five; {seeds}) ± the half width of the 95 % interval over seeds
-(Student's t).
+Figures are means over the split seeds that are done (of five; {seeds})
+± the half width of the 95 % interval over seeds (Student's t).
 
 ## Scores against leaving out
 
@@ -411,23 +513,38 @@ kept. Share of corrupted traces among as many that each way ranks as most harmfu
 
 {table(["ranked by", *TASKS], rows_of("finding"))}
 
+Training again without as many as are corrupted, those left averaging for them (τ-b on test items):
+
+{table(["trained on", *TASKS], rows_of("cleaning"))}
+
+Less training on all of them, paired over seeds:
+
+{table(["trained on", *TASKS], differences("cleaning", "all, corrupted ones too"))}
+
 ## Training without them
 
-Kendall τ-b on at most {TEST_ITEMS} test items, 8 draws each, of training again in the same order without a tenth of the
-traces, those left averaging for it. Ranked by the query `draws`, in the last two rows by `label`.
+Of the traces as they are, none corrupted. Kendall τ-b on at most {TEST_ITEMS} test items, 8 draws each, of training
+again in the same order without a tenth of the traces, those left averaging for it. Ranked by the query `draws`, in the
+last two rows by `label`.
 
 {table(["trained on", *TASKS], rows_of("removing"))}
 
-Paired differences over seeds:
+Less training without a random tenth, paired over seeds:
 
-{table(["difference", *TASKS], differences())}
+{table(["trained on", *TASKS], differences("removing", "without a random tenth"))}
 
 ## Selecting while training
 
-On corrupted traces. τ-b on test items by look-ahead K; 0 is training on all of them. The last column is the share of
-rows that were learned from at K = {ONLINE_HORIZONS[0]}. {len(ONLINE_SEEDS)} seeds at most.
+On corrupted traces, {len(ONLINE_SEEDS)} seeds at most. τ-b on test items by how many steps are looked ahead, K.
+Selection with K = {ONLINE_HORIZONS[0]} learns from {kept} of the rows; `random` and `least own loss`
+from as many of each step's. The opposite learns from what K = {ONLINE_HORIZONS[0]} shows to harm and has to come out
+below. Selection sees the labels of {DEV_ITEMS} dev items, which training on all traces does not.
 
-{table(["corpus", "learning rate", *(f"K = {horizon}" for horizon in (0, *ONLINE_HORIZONS)), "kept"], by_way)}
+{table(online_head, by_way)}
+
+Less training on all of them, paired over seeds:
+
+{table(online_head, beside)}
 
 ## When scores can be believed
 
@@ -438,6 +555,13 @@ out, and medians of error over score: the proxy is known without training again,
 """
 
 
+_ONLINE = {
+    "0": "all",
+    **{str(horizon): f"what K = {horizon} does not show to harm" for horizon in ONLINE_HORIZONS},
+    "random": "random",
+    "own": "least own loss",
+    "opposite": "the opposite",
+}
 _PROXY = ("adamw", "finite", "sgd", "proxy over score", "true error over score", "proxy and true error")
 
 if __name__ == "__main__":
