@@ -26,9 +26,10 @@ run's AdamW steps backwards, and keep the traces that did not harm. finetune_rat
 
   python -m pipelines.select_traces --run runs/demo/finetune_rater --out runs/demo/select_traces
 
-Writes to --out: influence.jsonl (every trace: score, interval, split, error proxy), traces.jsonl (without the harmful
-ones), report.html (the most helpful and most harmful to read), summary.json, manifest.json; with --online also
-adapter/ and rater.yaml. Scores are predicted changes of the dev loss if a trace is removed: below 0 is harmful.
+Writes to --out: influence.jsonl (every trace: score, interval, split, error proxy, own loss before training),
+traces.jsonl (without the harmful ones), report.html (the most helpful, most harmful and least expected to read),
+summary.json, manifest.json; with --online also adapter/ and rater.yaml. Scores are predicted changes of the dev loss if
+a trace is removed: below 0 is harmful.
 The same command again goes on from where it was stopped."""
 
 
@@ -106,7 +107,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(sources: Sources, folder: RunFolder, began: float) -> list[str]:
     """Attribute, write what comes out, and return the lines of a summary."""
-    from pipelines.selection import attribute, read_recorded, train_online, work_done, write_results
+    from pipelines.selection import attribute, own_losses, read_recorded, train_online, work_done
+    from pipelines.selection_results import write_results
     from raters.influence.retraining import check_gradient
 
     options = sources.options
@@ -127,7 +129,11 @@ def _run(sources: Sources, folder: RunFolder, began: float) -> list[str]:
     check_gradient(recorded.tuned.trajectory, recorded.tuned.losses)
     found = (attribute if options.online is None else train_online)(recorded, count)
     bar.close()
-    summary, lines = write_results(recorded, found)
+    done = 0
+    bar = ProgressBar(len(recorded.records), lambda: (done, "own losses"), unit="trace")
+    losses = own_losses(recorded, count)
+    bar.close()
+    summary, lines = write_results(recorded, found, losses)
     folder.write_manifest({**sources.manifest("complete", before + time.monotonic() - began), "summary": summary})
     sources.sweep.unlink(missing_ok=True)  # nothing is gone on from any more
     return lines

@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.finetune_rater import main as finetune_rater
 from pipelines.infer_traces import main as infer_traces
 from pipelines.rate_items import main as rate_items
 from pipelines.select_traces import main as select_traces
 from raters.influence.harm import doubt_of, influence_of, weights_remark
+from raters.influence.recording import FOLDER, read_examples
 from raters.influence.report import influence_report_html
 from raters.records import StorageError
+from raters.training_models import load_base
 from tests.stage_runs import calls_of, environment, kill, read, refused_line, run_alone, started, wait_until
 
 TRAIN = "--steps 6 --batch 6 --eval-steps 3 --lr 2e-3 --dev-limit 12 --dev-draws 2 --rating-batch 64 --rank 4".split()
@@ -81,6 +84,28 @@ def test_what_it_leaves_and_what_is_trained_on_it(place: Path, run: Any, tmp_pat
     assert again["traces"] == len(kept)
     asked = ["--run", str(tmp_path / "again"), "--out", str(tmp_path / "o")]
     assert "was trained without --record-trajectory" in run(*asked, status=2).err
+
+
+def test_own_losses_are_those_of_the_base_before_training(place: Path, run: Any, tmp_path: Path) -> None:
+    """Against the mean that transformers takes of the same labels, a trace at a time and without an adapter."""
+    out = tmp_path / "o"
+    said = run("--run", place / "tuned", "--out", out, "--attributor", "sgd", "--folds", 1, "--micro-batch", 5)
+    found = {record["example_id"]: record["own_loss"] for record in read(out / "influence.jsonl")}
+    examples = read_examples(place / "tuned" / FOLDER)
+    model = load_base("student", "float32", four_bit=False, chat_template=None).model.eval()
+    with torch.no_grad():
+        wanted = {
+            one["example_id"]: float(
+                model(input_ids=torch.tensor([one["input_ids"]]), labels=torch.tensor([one["labels"]])).loss
+            )
+            for one in examples
+        }
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert len({round(loss, 3) for loss in found.values()}) > len(found) / 2
+    highest = max(found, key=lambda name: found[name])
+    section = (out / "report.html").read_text().split("<h2>Least expected</h2>")[1]
+    assert re.findall("<h3>(.*?)</h3>", section)[0] == highest
+    assert f"highest {found[highest]:.2f}" in said.out
 
 
 @pytest.mark.parametrize(
@@ -313,13 +338,14 @@ def test_the_page_shows_texts_of_others_harmlessly() -> None:
     hostile = "</pre><script>alert(1)</script>\u202eabc\x07"
     record = {
         "example_id": f"i<b>/{hostile}", "item_id": "i", "label": 3, "score": -0.5, "low": -0.6, "high": -0.4,
-        "reasoning": -0.3, "verdict": -0.2, "error_proxy": 0.01, "tokens": 12, "harmful": True, "helpful": False,
-        "dropped": True,
+        "reasoning": -0.3, "verdict": -0.2, "error_proxy": 0.01, "tokens": 12, "own_loss": 1.5, "harmful": True,
+        "helpful": False, "dropped": True,
     }  # fmt: skip
     summary = {
         "corpus": "<i>", "dimension": "q", "query": "label", "attributor": "adamw", "horizon": None, "online": False,
         "traces": 1, "dropped": 1, "harmful": 1, "helpful": 0, "steps": 4, "chosen_step": 2, "dev_items": 9, "folds": 3,
-        "confidence": 0.95, "expected_by_chance": 0.1, "proxy_over_score": 1.5, "sum_of_learning_rates": 0.1,
+        "confidence": 0.95, "expected_by_chance": 0.1, "proxy_over_score": 1.5, "median_own_loss": 1.2,
+        "sum_of_learning_rates": 0.1,
     }  # fmt: skip
     traces = {record["example_id"]: {"trace": hostile, "swapped": False}}
     page = influence_report_html(summary, [record], traces, {"i": {"te<xt": hostile}})

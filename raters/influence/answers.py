@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +126,21 @@ class AnswerLosses:
         """Return (rows, 2) sums of negative log-likelihoods of each row's learned tokens, by part."""
         first = _first_learned(batch)
         return _log_losses(self.logits(parameters, batch.input_ids, first), batch, first)
+
+    @torch.no_grad()
+    def mean_losses(self, parameters: torch.Tensor, on_examples: Callable[[int], None]) -> torch.Tensor:
+        """Return (examples,) the mean negative log-likelihood of each example's learned tokens, in nats.
+
+        Args:
+            parameters: (P,).
+            on_examples: Called with a number of examples that are done.
+        """
+        found = []
+        for begin in range(0, len(self._rows), self._most):
+            batch = AnswerBatch.of(self._rows[begin : begin + self._most], self._pad)
+            found.append(self.log_losses(parameters, batch).sum(1))
+            on_examples(len(found[-1]))
+        return torch.cat(found) / torch.tensor(self._learned)
 
     def logits(self, parameters: torch.Tensor, input_ids: torch.Tensor, first: int) -> torch.Tensor:
         """Return (rows, tokens - first, vocabulary) the logits of the tokens from place `first` on."""

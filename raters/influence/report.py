@@ -46,6 +46,7 @@ def influence_report_html(
     title = f"{summary['corpus']}, {summary['dimension']}: influence of traces"
     harmful = [record for record in records[:SHOWN] if record["score"] < 0]
     helpful = [record for record in reversed(records[-SHOWN:]) if record["score"] > 0]
+    unexpected = sorted(records, key=lambda record: -record["own_loss"])[:SHOWN]
     parts = [
         markup("<h1>{}</h1>", title),
         _facts(summary),
@@ -57,6 +58,14 @@ def influence_report_html(
         _list(harmful, traces, inputs, "No trace has a score below 0."),
         markup("<h2>Most helpful</h2>"),
         _list(helpful, traces, inputs, "No trace has a score above 0."),
+        markup("<h2>Least expected</h2>"),
+        markup(
+            "<p>Those with the highest loss of their own before training: the mean negative log-likelihood of their "
+            "tokens, in nats (median {:.2f}). Read them first where reasoning may belong to another item, which this "
+            "finds more surely than a score does. Long-winded or odd traces stand here too.</p>",
+            summary["median_own_loss"],
+        ),
+        _list(unexpected, traces, inputs, "There are no traces."),
     ]
     return visible(PAGE.format(title=title, style=STYLE + _MORE_STYLE, body=join(parts, "\n")))
 
@@ -146,8 +155,9 @@ def _split(records: Sequence[Record]) -> Markup:
                 "-" if some[0][part] is None else f"{sum(record[part] for record in some) / len(some):+.2e}"
                 for part in ("score", "reasoning", "verdict")
             ]
-            rows.append((name, [*cells, f"{sum(record['tokens'] for record in some) / len(some):,.0f}"]))
-    heads = ["traces", "how many", "mean score", "of it by reasoning", "by verdict", "mean tokens"]
+            tokens, losses = (sum(record[what] for record in some) / len(some) for what in ("tokens", "own_loss"))
+            rows.append((name, [*cells, f"{tokens:,.0f}", f"{losses:.2f}"]))
+    heads = ["traces", "how many", "mean score", "of it by reasoning", "by verdict", "mean tokens", "mean own loss"]
     return table(heads, rows)
 
 
@@ -166,7 +176,7 @@ def _trace(record: Record, trace: Record, inputs: Mapping[str, str]) -> Markup:
     swapped = ", shown in exchanged order" if trace["swapped"] else ""
     fields = join(markup("<dt>{}</dt><dd>{}</dd>", name, text) for name, text in inputs.items())
     return markup(
-        '<section class="trace {}"><h3>{}</h3><p>label {}{}; score {:+.2e}{}{}</p>'
+        '<section class="trace {}"><h3>{}</h3><p>label {}{}; score {:+.2e}{}{}; own loss {:.2f}</p>'
         '<details><summary>the item</summary><dl class="read">{}</dl></details><pre>{}</pre></section>',
         kind,
         record["example_id"],
@@ -175,6 +185,7 @@ def _trace(record: Record, trace: Record, inputs: Mapping[str, str]) -> Markup:
         record["score"],
         interval,
         proxy,
+        record["own_loss"],
         fields,
         trace["trace"],
     )
