@@ -229,7 +229,8 @@ def cleaning(case: Recorded, corrupted: Sequence[int], seed: int) -> dict[str, f
         "without the highest own losses": seen[np.argsort(-own_losses(case, seen), kind="stable")[:count]],
         "without the most harmful": seen[np.argsort(influence, kind="stable")[:count]],
         "without the worst by LESS": seen[np.argsort(case.scores(Less(tuned.losses), "draws")[seen])[:count]],
-        "without random ones": np.random.default_rng(seed).choice(seen, count, replace=False),
+        # Of a stream of its own: with the seed alone it would draw the very traces that were corrupted.
+        "without random ones": np.random.default_rng([seed, 1]).choice(seen, count, replace=False),
     }
     return {
         name: case.test_figure(
@@ -307,7 +308,7 @@ def fewer(case: Recorded, share: float, seed: int | None) -> dict[str, float]:
     """Return the test figure of training on a share of each step's rows, at random or (no seed) of least own loss."""
     tuned = case.tuned
     count = tuned.trajectory.num_examples
-    order = own_losses(case, np.arange(count)) if seed is None else np.random.default_rng(seed).random(count)
+    order = own_losses(case, np.arange(count)) if seed is None else np.random.default_rng([seed, 1]).random(count)
     state = retrain(tuned.trajectory, tuned.losses, some_rows(order, share))
     return {"tau": case.test_figure(state.parameters), "kept": share}
 
