@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from raters.influence.answers import AnswerLosses
+from raters.influence.attention import make_twice_differentiable
 from raters.influence.recording import FOLDER, read_examples
 from raters.influence.trajectory import Trajectory
 from raters.models.generation import LoadedModel
@@ -72,13 +73,12 @@ class TunedRun:
             trajectory = trajectory.up_to(last)
         about = trajectory.header.about
         loaded = load_base(about["base"], about["dtype"], four_bit=False, chat_template=chat_template)
-        # Fused attention has no second derivative.
-        loaded.model.set_attn_implementation("eager")
+        rows = read_examples(folder / FOLDER)
+        make_twice_differentiable(loaded.model, torch.tensor([rows[0]["input_ids"]]))
         fingerprint = fingerprint_of(loaded)
         loaded = with_adapter(loaded, adapter)
         if torch.cuda.is_available():
             loaded.model.to("cuda")
-        rows = read_examples(folder / FOLDER)
         ordinal = None if about["ordinal"] is None else OrdinalTerm(**about["ordinal"])
         losses = AnswerLosses(
             _frozen(loaded.model),

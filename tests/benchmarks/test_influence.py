@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from raters.influence.answers import AnswerLosses
+from raters.influence.attention import make_twice_differentiable
 from raters.influence.recording import FOLDER, Recorder, read_examples
 from raters.influence.trajectory import Trajectory
 from raters.influence.unrolling import AdamWInfluence
@@ -54,7 +55,6 @@ def trained(folder: Path, *, record: bool) -> tuple[float, Any]:
         examples(size, size.batch * 4), None, Schedule(size.batch * 4, size.batch, STEPS, 1, STEPS, STEPS), 5e-4
     )
     loaded = build(size, "cpu", "float32")
-    loaded.model.set_attn_implementation("eager")
     with QuietTraining():
         trainer, order = build_trainer(settings, phase, folder / "checkpoints", 0, loaded)
         if record:
@@ -81,6 +81,7 @@ def test_recording_and_attributing_the_student(tmp_path: Path) -> None:
         parameter.requires_grad_(False)
     model.eval()
     rows = read_examples(tmp_path / "recorded2" / FOLDER)
+    make_twice_differentiable(model, torch.tensor([rows[0]["input_ids"]]))
     ratios = {}
     for count, finite in ((1, False), (1, True), (5, False), (5, True)):
         losses = AnswerLosses(model, trajectory.header, rows, 0, rows_at_once=16)
