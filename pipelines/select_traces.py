@@ -59,6 +59,11 @@ class SelectTracesOptions(StageOptions):
     )
     folds: int = Field(5, ge=1, le=50, description="folds of the dev split, over which a sign has to be stable")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="confidence, from 0 to 1, of the interval over folds")
+    drop_unexpected: bool = Field(
+        False,
+        description="also leave out traces whose own loss before training is far above the others', as where reasoning "
+        "belongs to another item",
+    )
     renormalize: bool = Field(True, description="a step without a trace averages over those left")
     error_proxy: bool = Field(True, description="take each removal's own step exactly, and call nothing harmful whose "
                               "score is smaller than the proxy of its error; about twice as long")  # fmt: skip
@@ -84,6 +89,8 @@ def main(arguments: Sequence[str]) -> int:
             f"--online {options.online}: is the horizon itself, of AdamW-influence; leave out --horizon and "
             "--attributor"
         )
+    if options.online is not None and options.drop_unexpected:
+        raise ConfigError("--drop-unexpected: has no part in --online, whose rater learns from them; leave out either")
     if options.horizon is not None and options.attributor in ("tracin", "less"):
         raise ConfigError(f"--horizon {options.horizon}: {options.attributor} unrolls nothing; leave it out")
     from pipelines.selection import finished, read_sources

@@ -74,6 +74,7 @@ class Sources:
             "traces": self.run.learned_sha256,
             "guideline": self.spec.dimension.guideline_sha256,
             **{name: getattr(self.options, name) for name in decisive.split()},
+            **({"drop_unexpected": True} if self.options.drop_unexpected else {}),  # runs of before lack it
         }
 
     def manifest(self, status: str, seconds: float) -> dict[str, Any]:
@@ -140,7 +141,7 @@ class Found:
 
     Attributes:
         influence: Of each.
-        dropped: (examples,) True for those that are left out.
+        dropped: (examples,) True for those that are left out because of it.
         seen: (examples,) steps that saw each; None unless selected online.
         kept: (examples,) steps that learned from it; likewise.
     """

@@ -53,6 +53,8 @@ def write_results(recorded: Recorded, found: Found, own_losses: Sequence[float])
         "expected_by_chance": len(seen) * (1 - options.confidence) / 2,
         "proxy_over_score": _ratio(influence),
         "median_own_loss": median(own_losses),
+        "unexpected": sum(record["unexpected"] for record in records),
+        "drop_unexpected": options.drop_unexpected,
         "sum_of_learning_rates": sum(step.settings.lr for step in recorded.tuned.trajectory.steps),
     }
     write_atomically(out / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
@@ -81,8 +83,9 @@ def influence_records(recorded: Recorded, found: Found, own_losses: Sequence[flo
     import numpy as np
 
     from raters.influence.answers import PARTS
+    from raters.influence.harm import unexpected_of
 
-    influence, tuned = found.influence, recorded.tuned
+    influence, tuned, unexpected = found.influence, recorded.tuned, unexpected_of(own_losses)
 
     def known(value: float) -> float | None:
         return float(value) if np.isfinite(value) else None
@@ -104,10 +107,11 @@ def influence_records(recorded: Recorded, found: Found, own_losses: Sequence[flo
             "by_fold": [float(score) for score in influence.folds[place]],
             "error_proxy": known(influence.proxy[place]),
             "tokens": tuned.learned[place],
-            "own_loss": float(own_losses[place]),
+            "own_loss": own_losses[place],
+            "unexpected": bool(unexpected[place]),
             "harmful": bool(influence.harmful[place]),
             "helpful": bool(influence.helpful[place]),
-            "dropped": bool(found.dropped[place]),
+            "dropped": bool(found.dropped[place] or (recorded.options.drop_unexpected and unexpected[place])),
             **online,
         }
 
@@ -124,6 +128,7 @@ def summary_lines(
             f"  selected while training, {summary['horizon']} steps ahead: {summary['dropped']:,} of "
             f"{summary['traces']:,} traces were left out of most steps that saw them"
         )
+        yield from _about_own_losses(summary, records)
         return
     ahead = "" if summary["horizon"] is None else f", {summary['horizon']} steps ahead"
     yield f"  {summary['attributor']} over {summary['steps']:,} steps{ahead}; loss: {summary['query']}"
@@ -135,11 +140,7 @@ def summary_lines(
     yield f"  about {summary['expected_by_chance']:.0f} of either would be called so without any effect"
     if summary["proxy_over_score"] is not None:
         yield f"  proxy of the scores' error: {summary['proxy_over_score']:.2f} of a score in the median"
-    highest = sorted((record["own_loss"] for record in records), reverse=True)[:3]
-    yield (
-        f"  own losses before training: median {summary['median_own_loss']:.2f} nats a token, highest "
-        f"{', '.join(f'{loss:.2f}' for loss in highest)} (report.html shows them: the reasoning may not be the item's)"
-    )
+    yield from _about_own_losses(summary, records)
     if doubt := doubt_of(summary):
         yield f"  {doubt}"
     if remark := weights_remark(summary):
@@ -150,3 +151,19 @@ def summary_lines(
             yield printable(f"  {record['example_id']}: label {record['label']}, score {record['score']:+.2e}")
             for line in printable(traces[record["example_id"]]["trace"]).splitlines()[:6]:
                 yield textwrap.shorten(line, 110, placeholder=" …").join(("    ", ""))
+
+
+def _about_own_losses(summary: dict[str, Any], records: Sequence[Record]) -> Iterator[str]:
+    """Yield what a trace cost the rater before it learned from any, in a line, and what to do about the dearest."""
+    if not summary["unexpected"]:
+        return
+    found = sorted((record for record in records if record["unexpected"]), key=lambda record: -record["own_loss"])
+    yield (
+        f"  unexpected {len(found):,}: own losses before training far above the median of "
+        f"{summary['median_own_loss']:.2f} nats a token; their reasoning may be another item's"
+    )
+    if summary["drop_unexpected"]:
+        yield "  left out too (--drop-unexpected)"
+        return
+    shown = ", ".join(f"{record['example_id']} ({record['own_loss']:.2f})" for record in found[:3])
+    yield printable(f"  {shown}{' …' if len(found) > 3 else ''}: --drop-unexpected leaves them out")

@@ -19,7 +19,7 @@ from pipelines.finetune_rater import main as finetune_rater
 from pipelines.infer_traces import main as infer_traces
 from pipelines.rate_items import main as rate_items
 from pipelines.select_traces import main as select_traces
-from raters.influence.harm import doubt_of, influence_of, weights_remark
+from raters.influence.harm import doubt_of, influence_of, unexpected_of, weights_remark
 from raters.influence.recording import FOLDER, read_examples
 from raters.influence.report import influence_report_html
 from raters.records import StorageError
@@ -29,11 +29,25 @@ from tests.stage_runs import calls_of, environment, kill, read, refused_line, ru
 TRAIN = "--steps 6 --batch 6 --eval-steps 3 --lr 2e-3 --dev-limit 12 --dev-draws 2 --rating-batch 64 --rank 4".split()
 
 
+NONSENSE = "zq xv jj kw 90% vz qx zzx jq wv pk zf qq xj"
+
+
+def spoil(path: Path) -> None:
+    """Put nonsense for the reasoning of a run's third trace."""
+    records = read(path)
+    reasoning, tag, rating = records[2]["completion"][-1]["content"].rpartition("<rating>")
+    assert records[2]["trace"].strip() in reasoning
+    message = {**records[2]["completion"][-1], "content": f"{NONSENSE}\n{tag}{rating}"}
+    records[2] |= {"trace": NONSENSE, "completion": [message]}
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a run of infer_traces and a recorded one of finetune_rater on it."""
+    """Return a folder with a run of infer_traces and a recorded one of finetune_rater on it; a trace says nonsense."""
     folder = tmp_path_factory.mktemp("demo")
     assert infer_traces(["--limit", "16", "--null-items", "0", "--k", "16", "--out", str(folder / "traces")]) == 0
+    spoil(folder / "traces" / "traces.jsonl")
     recorded = [*TRAIN, "--record-trajectory", "--out", str(folder / "tuned")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raters.training_report.plot_curves", lambda *arguments: None)
@@ -89,7 +103,7 @@ def test_what_it_leaves_and_what_is_trained_on_it(place: Path, run: Any, tmp_pat
 def test_own_losses_are_those_of_the_base_before_training(place: Path, run: Any, tmp_path: Path) -> None:
     """Against the mean that transformers takes of the same labels, a trace at a time and without an adapter."""
     out = tmp_path / "o"
-    said = run("--run", place / "tuned", "--out", out, "--attributor", "sgd", "--folds", 1, "--micro-batch", 5)
+    run("--run", place / "tuned", "--out", out, "--attributor", "sgd", "--folds", 1, "--micro-batch", 5)
     found = {record["example_id"]: record["own_loss"] for record in read(out / "influence.jsonl")}
     examples = read_examples(place / "tuned" / FOLDER)
     model = load_base("student", "float32", four_bit=False, chat_template=None).model.eval()
@@ -102,10 +116,39 @@ def test_own_losses_are_those_of_the_base_before_training(place: Path, run: Any,
         }
     assert found == pytest.approx(wanted, rel=1e-5)
     assert len({round(loss, 3) for loss in found.values()}) > len(found) / 2
-    highest = max(found, key=lambda name: found[name])
     section = (out / "report.html").read_text().split("<h2>Least expected</h2>")[1]
-    assert re.findall("<h3>(.*?)</h3>", section)[0] == highest
-    assert f"highest {found[highest]:.2f}" in said.out
+    assert re.findall("<h3>(.*?)</h3>", section) == sorted(found, key=lambda name: -found[name])[:10]
+
+
+def test_what_no_rater_would_have_said_is_pointed_out_and_left_out_if_asked(
+    place: Path, run: Any, tmp_path: Path
+) -> None:
+    traces = read(place / "traces" / "traces.jsonl")
+    (odd,) = [f"{trace['item_id']}/{trace['draw']}" for trace in traces if trace["trace"] == NONSENSE]
+    quickly = ("--run", place / "tuned", "--attributor", "sgd", "--folds", 1)  # with one fold nothing is harmful
+    said = run(*quickly, "--out", tmp_path / "o")
+    records = read(tmp_path / "o" / "influence.jsonl")
+    assert [record["example_id"] for record in records if record["unexpected"]] == [odd]
+    assert not any(record["dropped"] for record in records)
+    assert "unexpected 1: own losses before training far above" in said.out
+    assert f"{odd} (" in said.out
+    assert len(read(tmp_path / "o" / "traces.jsonl")) == len(traces)
+    said = run(*quickly, "--out", tmp_path / "without", "--drop-unexpected")
+    kept = read(tmp_path / "without" / "traces.jsonl")
+    assert kept == [trace for trace in traces if trace["trace"] != NONSENSE]
+    assert "left out too" in said.out
+    assert "--drop-unexpected" in run(*quickly[:2], "--online", 2, "--drop-unexpected", status=2).err
+
+
+def test_unexpected_losses_by_hand() -> None:
+    """Median 1.025, distances .025 .075 .125 .025 .075 1.975, their median .075: the last one has a z of 17.8."""
+    assert unexpected_of([1, 1.1, 0.9, 1.05, 0.95, 3]).tolist() == [False] * 5 + [True]
+    assert not unexpected_of([1, 1.1, 0.9, 1.05, 0.95, -3]).any()  # far below is no reason to doubt
+    just = 3.5 * 1 / 0.6745  # median 0, median distance 1
+    assert not unexpected_of([-2, -1, 0, 1, just - 1e-9]).any()
+    assert unexpected_of([-2, -1, 0, 1, just + 1e-9]).tolist() == [False] * 4 + [True]
+    assert not unexpected_of([1, 1, 1, 5]).any()
+    assert not unexpected_of([2]).any()
 
 
 @pytest.mark.parametrize(
@@ -338,13 +381,13 @@ def test_the_page_shows_texts_of_others_harmlessly() -> None:
     hostile = "</pre><script>alert(1)</script>\u202eabc\x07"
     record = {
         "example_id": f"i<b>/{hostile}", "item_id": "i", "label": 3, "score": -0.5, "low": -0.6, "high": -0.4,
-        "reasoning": -0.3, "verdict": -0.2, "error_proxy": 0.01, "tokens": 12, "own_loss": 1.5, "harmful": True,
-        "helpful": False, "dropped": True,
+        "reasoning": -0.3, "verdict": -0.2, "error_proxy": 0.01, "tokens": 12, "own_loss": 1.5, "unexpected": True,
+        "harmful": True, "helpful": False, "dropped": True,
     }  # fmt: skip
     summary = {
         "corpus": "<i>", "dimension": "q", "query": "label", "attributor": "adamw", "horizon": None, "online": False,
         "traces": 1, "dropped": 1, "harmful": 1, "helpful": 0, "steps": 4, "chosen_step": 2, "dev_items": 9, "folds": 3,
-        "confidence": 0.95, "expected_by_chance": 0.1, "proxy_over_score": 1.5, "median_own_loss": 1.2,
+        "confidence": 0.95, "expected_by_chance": 0.1, "proxy_over_score": 1.5, "median_own_loss": 1.2, "unexpected": 1,
         "sum_of_learning_rates": 0.1,
     }  # fmt: skip
     traces = {record["example_id"]: {"trace": hostile, "swapped": False}}
@@ -354,4 +397,6 @@ def test_the_page_shows_texts_of_others_harmlessly() -> None:
     assert not re.search("[\u202e\x07]", page)
     assert "larger than the scores, so they say little" in page
     assert "No trace has a score above 0." in page
+    assert "own loss 1.50, unexpected<" in page
+    assert "1 is far above the others" in page
     assert "the run&#39;s rater has those of step 2" in page

@@ -12,7 +12,7 @@ squared standard error where folds are equal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 MOST_SUM_OF_RATES = 4.0
 """Up to this sum of learning rates the proxy was seen to be about as large as the true error; beyond it the error comes
 out of what a removal does to later steps, which the proxy does not see (data/results/influence.md, the last table)."""
+
+_MOST_MODIFIED_Z = 3.5
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,21 @@ def influence_of(
     trusted = np.ones(len(scores), bool) if proxy is None else errors < np.abs(scores)
     low, high = scores - half, scores + half
     return Influence(scores, low, high, overall, by_fold, errors, trusted & (high < 0), trusted & (low > 0))
+
+
+def unexpected_of(own_losses: Sequence[float]) -> NDArray[np.bool_]:
+    """Return (examples,) True for those that cost the rater far more before training than others did.
+
+    The modified z of Iglewicz and Hoaglin (1993, "How to detect and handle outliers"), .6745 (x - median) / MAD with
+    the median absolute deviation from the median, is above 3.5. Nothing is far off where half of the losses are equal.
+
+    Args:
+        own_losses: (examples,) mean loss a token.
+    """
+    losses = np.asarray(own_losses, dtype=float)
+    distances = losses - np.median(losses)
+    spread = np.median(np.abs(distances))
+    return np.asarray(0.6745 * distances > _MOST_MODIFIED_Z * spread) & bool(spread > 0)
 
 
 def doubt_of(summary: Mapping[str, Any]) -> str:

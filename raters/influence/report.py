@@ -62,8 +62,10 @@ def influence_report_html(
         markup(
             "<p>Those with the highest loss of their own before training: the mean negative log-likelihood of their "
             "tokens, in nats (median {:.2f}). Read them first where reasoning may belong to another item, which this "
-            "finds more surely than a score does. Long-winded or odd traces stand here too.</p>",
+            "finds more surely than a score does; odd but honest ones stand here too. {} far above the others: "
+            "unexpected.</p>",
             summary["median_own_loss"],
+            f"{summary['unexpected']:,} {'is' if summary['unexpected'] == 1 else 'are'}",
         ),
         _list(unexpected, traces, inputs, "There are no traces."),
     ]
@@ -80,6 +82,7 @@ def _facts(summary: Mapping[str, Any]) -> Markup:
         ("run", f"{summary['steps']:,} steps on {summary['traces']:,} traces"),
         ("dev items", f"{summary['dev_items']:,} in {summary['folds']} folds"),
         ("harmful / helpful", f"{summary['harmful']:,} / {summary['helpful']:,}"),
+        ("unexpected", f"{summary['unexpected']:,}"),
         ("left out of traces.jsonl", f"{summary['dropped']:,}"),
     ]
     return markup('<dl class="facts">{}</dl>', join(markup("<dt>{}</dt><dd>{}</dd>", *row) for row in rows))
@@ -176,7 +179,7 @@ def _trace(record: Record, trace: Record, inputs: Mapping[str, str]) -> Markup:
     swapped = ", shown in exchanged order" if trace["swapped"] else ""
     fields = join(markup("<dt>{}</dt><dd>{}</dd>", name, text) for name, text in inputs.items())
     return markup(
-        '<section class="trace {}"><h3>{}</h3><p>label {}{}; score {:+.2e}{}{}; own loss {:.2f}</p>'
+        '<section class="trace {}"><h3>{}</h3><p>label {}{}; score {:+.2e}{}{}; own loss {:.2f}{}</p>'
         '<details><summary>the item</summary><dl class="read">{}</dl></details><pre>{}</pre></section>',
         kind,
         record["example_id"],
@@ -186,6 +189,7 @@ def _trace(record: Record, trace: Record, inputs: Mapping[str, str]) -> Markup:
         interval,
         proxy,
         record["own_loss"],
+        ", unexpected" if record["unexpected"] else "",
         fields,
         trace["trace"],
     )

@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 
 from raters.influence.checkpoint_scores import Less, TracIn
 from raters.influence.dev_queries import DevQueries, QueryName, dev_queries, read_dev_draws
-from raters.influence.losses import step_gradient
+from raters.influence.harm import unexpected_of
 from raters.influence.online import select_online
 from raters.influence.retraining import Weights, left_out, retrain, without
 from raters.influence.trajectory import RecordedStep
@@ -167,11 +167,23 @@ def seen_places(case: Recorded) -> NDArray[np.int64]:
 
 def own_losses(case: Recorded, places: NDArray[np.int64]) -> Floats:
     """Return the mean loss a token of each trace before training."""
-    trajectory, losses = case.tuned.trajectory, case.tuned.losses
-    start, settings = trajectory.stored_state(0).parameters, trajectory.steps[0].settings
-    return np.array([
-        step_gradient(losses, start, RecordedStep(settings, [place], [1.0]))[0] for place in places.tolist()
-    ])  # fmt: skip
+    start = case.tuned.trajectory.stored_state(0).parameters
+    found: Floats = case.tuned.losses.mean_losses(start, lambda count: None).double().numpy()[places]
+    return found
+
+
+def pointed_out(honest: Recorded, case: Recorded, corrupted: Sequence[int]) -> dict[str, float]:
+    """Return shares of traces that `unexpected_of` points out: among corrupted ones, among honest ones beside them,
+    and among the same traces where none is corrupted.
+    """
+    found = unexpected_of(own_losses(case, np.arange(case.tuned.trajectory.num_examples)).tolist())
+    before = unexpected_of(own_losses(honest, np.arange(honest.tuned.trajectory.num_examples)).tolist())
+    is_corrupted = np.isin(np.arange(len(found)), corrupted)
+    return {
+        "corrupted ones": float(found[is_corrupted].mean()),
+        "honest ones beside them": float(found[~is_corrupted].mean()),
+        "where none is corrupted": float(before.mean()),
+    }
 
 
 def finding(case: Recorded, corrupted: Sequence[int]) -> dict[str, float]:
@@ -350,7 +362,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=Path("data/results/influence.md"), help="page to write")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS), help="run these alone")
     parser.add_argument(
-        "--parts", nargs="*", default=["proxy", "traces", "cleaning", "left-out", "online"], help="run these alone"
+        "--parts",
+        nargs="*",
+        default=["proxy", "traces", "unexpected", "cleaning", "left-out", "online"],
+        help="run these alone",
     )
     options = parser.parse_args(arguments)
     for path, made in _work(options):
@@ -395,6 +410,16 @@ def _work(options: argparse.Namespace) -> Sequence[tuple[Path, Callable[[], Mapp
                 copy, chosen = corrupted_copy(traces, place / "corrupted", seed)
                 return cleaning(recorded(corpus, dimension, seed, place / "tuned-corrupted", copy), chosen, seed)
 
+            def unexpected(
+                corpus: Path = corpus, dimension: str = dimension, seed: int = seed, place: Path = place
+            ) -> dict[str, float]:
+                traces = clearer_traces(corpus, dimension, seed, place)
+                copy, chosen = corrupted_copy(traces, place / "corrupted", seed)
+                honest = recorded(corpus, dimension, seed, place / "tuned", traces)
+                return pointed_out(honest, recorded(corpus, dimension, seed, place / "tuned-corrupted", copy), chosen)
+
+            if "unexpected" in options.parts:
+                work.append((place / "unexpected.json", unexpected))
             if "cleaning" in options.parts:
                 work.append((place / "cleaning.json", cleaned))
             if "traces" in options.parts:
@@ -513,6 +538,10 @@ student trained again; {LEFT_OUT} traces in turn, {len(LEFT_OUT_SEEDS)} seeds at
 kept. Share of corrupted traces among as many that each way ranks as most harmful:
 
 {table(["ranked by", *TASKS], rows_of("finding"))}
+
+What select_traces calls unexpected, without knowing how many are corrupted: share of traces called so.
+
+{table(["among", *TASKS], rows_of("unexpected"))}
 
 Training again without as many as are corrupted, those left averaging for them (τ-b on test items):
 
