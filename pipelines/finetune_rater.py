@@ -116,7 +116,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _main(options: FinetuneRaterOptions) -> int:
-    from pipelines.finetuning import read_inputs, summary_lines
+    from pipelines.finetuning import read_inputs
+    from pipelines.finetuning_results import summary_lines
     from raters.runs import RunFolder
 
     began = time.monotonic()
@@ -152,7 +153,7 @@ def _is_first_process() -> bool:
 
 def _run(plan: Plan, folder: RunFolder | None, began: float) -> dict[str, Any] | None:
     """Train under every seed and write what comes out; return the summary, None if the user stopped it."""
-    from pipelines.finetuning import write_results
+    from pipelines.finetuning_results import write_results
     from raters.training import Tuner
     from raters.training_phases import TrainingSettings
     from raters.training_processes import wait
