@@ -65,11 +65,13 @@ class Recorded:
     Attributes:
         corpus: Folder.
         dimension: What is rated.
+        seed: Of the split, and of all else.
         folder: Of the run of finetune_rater.
     """
 
     corpus: Path
     dimension: str
+    seed: int
     folder: Path
 
     @cached_property
@@ -104,10 +106,10 @@ class Recorded:
             write_adapter(self.tuned, parameters, folder / "adapter")
             sha256 = adapter_sha256(folder / "adapter")
             replace(self.spec, adapter="adapter", adapter_sha256=sha256).write(folder / "rater.yaml")
-            bounds = ("--limit", TEST_ITEMS, "--draws", 8, "--batch-size", 128, "--concurrency", 256)
-            stage(
-                "rate_items", "--rater", folder / "rater.yaml", "--corpus", self.corpus, *bounds, "--out", folder / "r"
-            )
+            bounds = ("--split-seed", self.seed, "--limit", TEST_ITEMS, "--draws", 8)
+            pace = ("--batch-size", 128, "--concurrency", 256)
+            rated = ("--rater", folder / "rater.yaml", "--corpus", self.corpus, *bounds, *pace)
+            stage("rate_items", *rated, "--out", folder / "r")
             return figure_of(self.corpus, self.dimension, folder / "r" / "ratings.jsonl")
 
 
@@ -120,7 +122,7 @@ def recorded(corpus: Path, dimension: str, seed: int, out: Path, traces: Path, l
         out.with_name(f"{out.name}.json"),  # not with_suffix: names may end in a rate, 0.002
         lambda: stage("finetune_rater", *given, *schedule, *rating, "--record-trajectory", "--out", out) or {},
     )
-    return Recorded(corpus, dimension, out)
+    return Recorded(corpus, dimension, seed, out)
 
 
 def clearer_traces(corpus: Path, dimension: str, seed: int, out: Path) -> Path:
