@@ -316,7 +316,8 @@ def test_a_test_split_that_the_rater_has_seen_is_told_of(tmp_path: Path, run: Ru
     said = run(*given, "--split-seed", 1, "--out", tmp_path / "p").err
     assert f"{len(mixed)} of these items, or items of their group, were seen in making the rater" in said
     assert "--split-seed" in said
-    assert "were seen" not in run(*given, "--split", "dev", "--split-seed", 1, "--limit", 2, "--out", tmp_path / "d").err
+    dev = ("--split", "dev", "--split-seed", 1, "--limit", 2)
+    assert "were seen" not in run(*given, *dev, "--out", tmp_path / "d").err
 
 
 def test_without_a_split_all_items_are_rated_and_no_split_is_written(tmp_path: Path, run: Run) -> None:

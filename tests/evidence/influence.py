@@ -26,7 +26,6 @@ from scipy.stats import spearmanr
 
 from raters.influence.checkpoint_scores import Less, TracIn
 from raters.influence.dev_queries import DevQueries, QueryName, dev_queries, read_dev_draws
-from raters.influence.losses import step_gradient
 from raters.influence.online import select_online
 from raters.influence.retraining import Weights, left_out, retrain, without
 from raters.influence.trajectory import RecordedStep
@@ -138,11 +137,19 @@ def clearer_traces(corpus: Path, dimension: str, seed: int, out: Path) -> Path:
     return under
 
 
-def corrupted_copy(run: Path, out: Path, seed: int) -> tuple[Path, list[int]]:
+def corrupted_copy(run: Path, out: Path, seed: int, *, same_label: bool = False) -> tuple[Path, list[int]]:
     """Write a copy of a run in which a fifth of the traces have the reasoning of another item of another label.
 
-    Labels and ratings stay. Returns its folder and the places of the corrupted traces.
+    Labels and ratings stay. Of the same label (and order of a pair) the reasoning still comes to the rating behind it.
+    Returns its folder and the places of the corrupted traces.
     """
+
+    def fits(other: Mapping[str, Any], one: Mapping[str, Any]) -> bool:
+        if not same_label:
+            return bool(other["label"] != one["label"])
+        alike = all(other[name] == one[name] for name in ("label", "swapped"))
+        return alike and bool(other["item_id"] != one["item_id"])
+
     records = [json.loads(line) for line in (run / "traces.jsonl").read_text(encoding="utf-8").splitlines()]
     chance = np.random.default_rng(seed)
     chosen = np.sort(chance.choice(len(records), round(CORRUPTED * len(records)), replace=False)).tolist()
@@ -151,7 +158,7 @@ def corrupted_copy(run: Path, out: Path, seed: int) -> tuple[Path, list[int]]:
         shutil.copytree(run, out, dirs_exist_ok=True)
         changed = list(records)
         for place in chosen:
-            others = [other for other in records if other["label"] != records[place]["label"]]
+            others = [other for other in records if fits(other, records[place])]
             other = others[int(chance.integers(len(others)))]
             rating = records[place]["completion"][-1]["content"].rpartition("<rating>")[2]
             before = other["completion"][-1]["content"].rpartition("<rating>")[0]
@@ -167,13 +174,20 @@ def seen_places(case: Recorded) -> NDArray[np.int64]:
     return np.array(sorted({place for step in case.tuned.trajectory.steps for place in step.examples}))
 
 
-def own_losses(case: Recorded, places: NDArray[np.int64]) -> Floats:
-    """Return the mean loss a token of each trace before training."""
+@torch.no_grad()
+def own_shares(case: Recorded, places: NDArray[np.int64]) -> Floats:
+    """Return (places, 2) the mean loss a token of each trace before training, as it is made up of the two parts."""
     trajectory, losses = case.tuned.trajectory, case.tuned.losses
     start, settings = trajectory.stored_state(0).parameters, trajectory.steps[0].settings
-    return np.array([
-        step_gradient(losses, start, RecordedStep(settings, [place], [1.0]))[0] for place in places.tolist()
-    ])  # fmt: skip
+    alone = (RecordedStep(settings, [place], [1.0]) for place in places.tolist())
+    found = torch.cat([losses.shares(start, batch) for step in alone for _, batch in losses.batches(step)])
+    return found.double().numpy()
+
+
+def own_losses(case: Recorded, places: NDArray[np.int64]) -> Floats:
+    """Return the mean loss a token of each trace before training."""
+    found: Floats = own_shares(case, places).sum(1)
+    return found
 
 
 def finding(case: Recorded, corrupted: Sequence[int]) -> dict[str, float]:
@@ -193,6 +207,18 @@ def finding(case: Recorded, corrupted: Sequence[int]) -> dict[str, float]:
     return {
         **{name: float(wanted[np.argsort(scores, kind="stable")[:count]].mean()) for name, scores in ways.items()},
         "by chance": float(wanted.mean()),
+    }
+
+
+def told_by_own_loss(case: Recorded, corrupted: Sequence[int], kind: str) -> dict[str, float]:
+    """Return the share of corrupted traces among as many of highest own loss: of all tokens, and of either part's."""
+    known = seen_places(case)
+    wanted, shares = np.isin(known, corrupted), own_shares(case, known)
+    ways = {"all tokens": shares.sum(1), "reasoning alone": shares[:, 0], "verdict alone": shares[:, 1]}
+    count = int(wanted.sum())
+    return {
+        f"{kind}: {name}": float(wanted[np.argsort(-losses, kind="stable")[:count]].mean())
+        for name, losses in ways.items()
     }
 
 
@@ -294,24 +320,32 @@ def opposite(case: Recorded, horizon: int) -> dict[str, float]:
     return {"tau": case.test_figure(found.state.parameters), "kept": float(found.kept.sum() / found.seen.sum())}
 
 
-def some_rows(order: Floats, share: float) -> Weights:
-    """Return weights that leave each step a share of its rows, those whose trace is first in some order (examples,)."""
+def some_rows(order: Callable[[RecordedStep], Floats], share: float) -> Weights:
+    """Return weights that leave each step a share of its rows, those that are first in some order (rows,)."""
 
     def weights(step: RecordedStep) -> torch.Tensor:
         count = max(round(share * len(step.examples)), 1)
         stays = torch.zeros(len(step.examples), dtype=torch.float64)
-        stays[np.argsort(order[step.examples], kind="stable")[:count].copy()] = 1
+        stays[np.argsort(order(step), kind="stable")[:count].copy()] = 1
         return stays / (stays @ torch.tensor(step.weights, dtype=torch.float64))
 
     return weights
 
 
+def at_random(seed: int) -> Callable[[RecordedStep], Floats]:
+    """Return an order of rows, anew at every step as selection's is: one of traces would leave many never learned."""
+    return lambda step: np.random.default_rng([seed, 1, step.settings.number]).random(len(step.examples))
+
+
 def fewer(case: Recorded, share: float, seed: int | None) -> dict[str, float]:
     """Return the test figure of training on a share of each step's rows, at random or (no seed) of least own loss."""
     tuned = case.tuned
-    count = tuned.trajectory.num_examples
-    order = own_losses(case, np.arange(count)) if seed is None else np.random.default_rng([seed, 1]).random(count)
-    state = retrain(tuned.trajectory, tuned.losses, some_rows(order, share))
+    if seed is None:
+        losses = own_losses(case, np.arange(tuned.trajectory.num_examples))
+        weights = some_rows(lambda step: losses[step.examples], share)
+    else:
+        weights = some_rows(at_random(seed), share)
+    state = retrain(tuned.trajectory, tuned.losses, weights)
     return {"tau": case.test_figure(state.parameters), "kept": share}
 
 
@@ -352,7 +386,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=Path("data/results/influence.md"), help="page to write")
     parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS), help="run these alone")
     parser.add_argument(
-        "--parts", nargs="*", default=["proxy", "traces", "cleaning", "left-out", "online"], help="run these alone"
+        "--parts",
+        nargs="*",
+        default=["proxy", "traces", "own", "cleaning", "left-out", "online"],
+        help="run these alone",
     )
     options = parser.parse_args(arguments)
     for path, made in _work(options):
@@ -397,6 +434,19 @@ def _work(options: argparse.Namespace) -> Sequence[tuple[Path, Callable[[], Mapp
                 copy, chosen = corrupted_copy(traces, place / "corrupted", seed)
                 return cleaning(recorded(corpus, dimension, seed, place / "tuned-corrupted", copy), chosen, seed)
 
+            def told(
+                corpus: Path = corpus, dimension: str = dimension, seed: int = seed, place: Path = place
+            ) -> dict[str, float]:
+                traces = clearer_traces(corpus, dimension, seed, place)
+                found: dict[str, float] = {}
+                for kind, name in (("of another label", "corrupted"), ("of the same label", "corrupted-alike")):
+                    copy, chosen = corrupted_copy(traces, place / name, seed, same_label=name != "corrupted")
+                    case = recorded(corpus, dimension, seed, place / f"tuned-{name}", copy)
+                    found |= told_by_own_loss(case, chosen, kind)
+                return found
+
+            if "own" in options.parts:
+                work.append((place / "own.json", told))
             if "cleaning" in options.parts:
                 work.append((place / "cleaning.json", cleaned))
             if "traces" in options.parts:
@@ -491,7 +541,12 @@ def page(out: Path) -> str:
                 one = found[0]
                 proxy.append([f"{lr:g}", str(steps), *(f"{one[name]:.2f}" for name in _PROXY)])
     online_head, by_way, beside = _online_tables(out)
-    shares = [one["kept"] for one in _read(out, f"*/*/online-*-{ONLINE_HORIZONS[0]}.json")]
+    shares = [
+        one["kept"]
+        for task in ONLINE_TASKS
+        for lr in ONLINE_LRS
+        for one in _read(out, f"{task}/*/online-{lr}-{ONLINE_HORIZONS[0]}.json")
+    ]
     kept = f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "a part"
     seeds = ", ".join(f"{task} {count}" for task, count in counts.items())
     return f"""# Which traces help and which harm
@@ -515,6 +570,11 @@ student trained again; {LEFT_OUT} traces in turn, {len(LEFT_OUT_SEEDS)} seeds at
 kept. Share of corrupted traces among as many that each way ranks as most harmful:
 
 {table(["ranked by", *TASKS], rows_of("finding"))}
+
+What a trace's own loss before training goes by: where the reasoning of another label stands before the rating, the
+two contradict each other within the trace, which is no longer so with another item's reasoning of the same label.
+
+{table(["exchanged for reasoning, and loss of", *TASKS], rows_of("own"))}
 
 Training again without as many as are corrupted, those left averaging for them (τ-b on test items):
 
@@ -541,7 +601,8 @@ Less training without a random tenth, paired over seeds:
 On corrupted traces, {len(ONLINE_SEEDS)} seeds at most. τ-b on test items by how many steps are looked ahead, K.
 Selection with K = {ONLINE_HORIZONS[0]} learns from {kept} of the rows; `random` and `least own loss`
 from as many of each step's. The opposite learns from what K = {ONLINE_HORIZONS[0]} shows to harm and has to come out
-below. Selection sees the labels of {DEV_ITEMS} dev items, which training on all traces does not.
+below. Selection sees the labels of {DEV_ITEMS} dev items, and for them the draws of the rater that all traces made;
+training on all traces sees neither.
 
 {table(online_head, by_way)}
 
