@@ -22,6 +22,7 @@ from pipelines.select_traces import main as select_traces
 from raters.influence.harm import doubt_of, influence_of, weights_remark
 from raters.influence.recording import FOLDER, read_examples
 from raters.influence.report import influence_report_html
+from raters.influence.tuned_runs import TunedRun
 from raters.records import StorageError
 from raters.training_models import load_base
 from tests.stage_runs import calls_of, environment, kill, read, refused_line, run_alone, started, wait_until
@@ -84,6 +85,19 @@ def test_what_it_leaves_and_what_is_trained_on_it(place: Path, run: Any, tmp_pat
     assert again["traces"] == len(kept)
     asked = ["--run", str(tmp_path / "again"), "--out", str(tmp_path / "o")]
     assert "was trained without --record-trajectory" in run(*asked, status=2).err
+
+
+def test_attention_is_tried_on_the_longest_trace(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window would show in no shorter one."""
+    rows = sorted(read_examples(place / "tuned" / FOLDER), key=lambda row: len(row["input_ids"]))
+    assert len(rows[0]["input_ids"]) < len(rows[-1]["input_ids"])
+    monkeypatch.setattr("raters.influence.tuned_runs.read_examples", lambda folder: rows)
+    tried = []
+    monkeypatch.setattr(
+        "raters.influence.tuned_runs.make_twice_differentiable", lambda model, ids: tried.append(ids.shape)
+    )
+    TunedRun.open(place / "tuned", place / "tuned" / "adapter")
+    assert tried == [(1, len(rows[-1]["input_ids"]))]
 
 
 def test_own_losses_are_those_of_the_base_before_training(place: Path, run: Any, tmp_path: Path) -> None:
