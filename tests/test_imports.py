@@ -17,7 +17,7 @@ HEAVY = frozenset(
     "torch transformers peft trl datasets pandas pyarrow crowdkit openai vllm ray matplotlib sklearn "
     "sentence_transformers".split()
 )
-OF_STAGES = ("batches", "completion", "importing", "finetuning", "selection")
+OF_STAGES = ("batches", "completion", "importing", "finetuning", "selection", "selection_results")
 SHARED_BY_STAGES = frozenset(
     [
         "pipelines",
