@@ -576,7 +576,8 @@ two contradict each other within the trace, which is no longer so with another i
 
 {table(["exchanged for reasoning, and loss of", *TASKS], rows_of("own"))}
 
-Training again without as many as are corrupted, those left averaging for them (τ-b on test items):
+Training again without as many as are corrupted, those left averaging for them, as in the scores by which they are
+chosen (τ-b on test items):
 
 {table(["trained on", *TASKS], rows_of("cleaning"))}
 
