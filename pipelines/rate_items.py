@@ -97,6 +97,8 @@ def main(arguments: Sequence[str]) -> int:
 
     plan = read_inputs(options)
     say(plan.describe())
+    if note := plan.seen_remark():
+        say(note)
     folder = RunFolder(plan.out, STAGE, plan.identity(), new=options.new)
     try:
         before = folder.previous.get("draws_per_item", 0)
@@ -132,6 +134,18 @@ class _Plan:
         return (
             f"corpus {self.corpus.name}: {len(self.items):,} items of the {self.options.split} split; "
             f"{self.spec.model} rates {self.spec.dimension.name} on {self.spec.dimension.scale}, each item {times}"
+        )
+
+    def seen_remark(self) -> str:
+        """Return that a test split is none for this rater, and why; empty if it has seen nothing of it."""
+        from raters.trace_text import printable
+
+        seen = self.spec.seen.touched(self.corpus, self.items)
+        if self.options.split != "test" or not len(seen):
+            return ""
+        return printable(
+            f"{len(seen):,} of these items, or items of their group, were seen in making the rater (such as "
+            f"{self.corpus.item_ids[int(seen[0])]}), so they are no test of it; give the --split-seed it was made with"
         )
 
     def identity(self) -> dict[str, Any]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 def write_results(recorded: Recorded, found: Found, own_losses: Sequence[float]) -> tuple[dict[str, Any], list[str]]:
     """Write what was found; return the summary and its lines for a reader."""
+    import numpy as np
+
     from raters.influence.report import influence_report_html
     from raters.journal import to_line, write_atomically
     from raters.reviews import learned_from
@@ -31,7 +33,8 @@ def write_results(recorded: Recorded, found: Found, own_losses: Sequence[float])
     kept = (to_line(trace) for trace in learned_from(recorded.sources.run) if example_id(trace) not in dropped)
     write_atomically(out / "traces.jsonl", kept)
     influence, options = found.influence, recorded.options
-    seen = {place for step in recorded.tuned.trajectory.steps for place in step.examples}
+    # Nothing is called anything on one fold, nor where training itself selects; a trace that no step has met has 0.
+    called = np.count_nonzero(influence.scores) if np.isfinite(influence.low).any() else 0
     summary = {
         "corpus": recorded.sources.run.corpus.name,
         "dimension": recorded.sources.run.dimension.name,
@@ -50,7 +53,7 @@ def write_results(recorded: Recorded, found: Found, own_losses: Sequence[float])
         "dev_items": recorded.queries.items,
         "folds": len(recorded.queries),
         "confidence": options.confidence,
-        "expected_by_chance": len(seen) * (1 - options.confidence) / 2,
+        "expected_by_chance": int(called) * (1 - options.confidence) / 2,
         "proxy_over_score": _ratio(influence),
         "median_own_loss": median(own_losses),
         "unexpected": sum(record["unexpected"] for record in records),
@@ -132,12 +135,15 @@ def summary_lines(
         return
     ahead = "" if summary["horizon"] is None else f", {summary['horizon']} steps ahead"
     yield f"  {summary['attributor']} over {summary['steps']:,} steps{ahead}; loss: {summary['query']}"
-    percent = 100 * summary["confidence"]
-    yield (
-        f"  harmful {summary['harmful']:,}, helpful {summary['helpful']:,} of {summary['traces']:,} traces: the same "
-        f"sign over {summary['folds']} folds of {summary['dev_items']:,} dev items ({percent:.0f} %)"
-    )
-    yield f"  about {summary['expected_by_chance']:.0f} of either would be called so without any effect"
+    if summary["folds"] > 1:
+        percent = 100 * summary["confidence"]
+        yield (
+            f"  harmful {summary['harmful']:,}, helpful {summary['helpful']:,} of {summary['traces']:,} traces: the "
+            f"same sign over {summary['folds']} folds of {summary['dev_items']:,} dev items ({percent:.0f} %)"
+        )
+        yield f"  about {summary['expected_by_chance']:.0f} of either would be called so without any effect"
+    else:
+        yield "  none of the traces is called harmful or helpful: on a single fold no sign is certain (--folds)"
     if summary["proxy_over_score"] is not None:
         yield f"  proxy of the scores' error: {summary['proxy_over_score']:.2f} of a score in the median"
     yield from _about_own_losses(summary, records)
@@ -148,7 +154,9 @@ def summary_lines(
     for record in records[:show]:
         if record["score"] < 0:
             yield ""
-            yield printable(f"  {record['example_id']}: label {record['label']}, score {record['score']:+.2e}")
+            doubtful = "" if record["harmful"] else ", sign not certain"
+            told = f"label {record['label']}, score {record['score']:+.2e}{doubtful}"
+            yield printable(f"  {record['example_id']}: {told}")
             for line in printable(traces[record["example_id"]]["trace"]).splitlines()[:6]:
                 yield textwrap.shorten(line, 110, placeholder=" …").join(("    ", ""))
 

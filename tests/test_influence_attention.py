@@ -80,17 +80,77 @@ def test_half_precision_stays_close(tmp_path: Path) -> None:
     assert model.config._attn_implementation == NAME
 
 
-@pytest.mark.parametrize("kind", ["Gemma2", "GptOss"])
-def test_attention_of_another_kind_is_left_as_it_is(kind: str) -> None:
-    """Gemma 2 bends its products, gpt-oss has sinks: neither would be what the model is."""
+SIZES = {
+    "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0,
+}  # fmt: skip
+LATENT = {
+    "num_key_value_heads": 2, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
+    "v_head_dim": 6, "n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1,
+    "first_k_dense_replace": 2, "index_head_dim": 8, "index_n_heads": 2, "index_topk": 16,
+}  # fmt: skip
+
+
+def random_model(config: Any) -> Any:
+    """Return a model whose weights are wide enough that a token's place in a window shows."""
     import transformers
 
-    sizes = {
-        "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 0,
-    }  # fmt: skip
-    more = {"num_local_experts": 2, "num_experts_per_tok": 1} if kind == "GptOss" else {}
-    config = getattr(transformers, f"{kind}Config")(**sizes, **more)
+    chance = torch.Generator().manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.copy_(0.3 * torch.randn(weight.shape, generator=chance))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("Mistral", {}), ("Qwen2", {"use_sliding_window": True, "max_window_layers": 1}), ("Gemma3Text", {})],
+)
+def test_windows_shorter_than_a_row(kind: str, more: dict[str, Any]) -> None:
+    """Also where some rows of the mask say nothing at all, as padding on the left leaves them."""
+    import transformers
+
+    model = random_model(getattr(transformers, f"{kind}Config")(**SIZES, sliding_window=3, **more))
+    mask = torch.ones_like(IDS)
+    mask[1, :4] = 0
+    model.set_attn_implementation("eager")
+    wanted = products(model, mask)
+    make_twice_differentiable(model, IDS)
+    assert model.config._attn_implementation == NAME
+    for one, other in zip(products(model, mask), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))
+
+
+def test_a_model_within_another_one_is_reached() -> None:
+    """Gemma 3 with eyes: its text model has a configuration of its own."""
+    import transformers
+
+    text = {**SIZES, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
+    eyes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    places = {"image_token_index": 60, "boi_token_index": 61, "eoi_token_index": 62, "mm_tokens_per_image": 4}
+    whole = {"text_config": text, "vision_config": {**eyes, "image_size": 28, "patch_size": 14}, **places}
+    model = random_model(transformers.Gemma3Config(**whole))
+    model.set_attn_implementation("eager")
+    wanted = model(input_ids=IDS, use_cache=False).logits
+    make_twice_differentiable(model, IDS)
+    assert model.config.get_text_config()._attn_implementation == NAME
+    torch.testing.assert_close(model(input_ids=IDS, use_cache=False).logits, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("Gemma2", {}), ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1}), ("DeepseekV32", LATENT)],
+)
+def test_attention_of_another_kind_is_left_as_it_is(kind: str, more: dict[str, Any]) -> None:
+    """Gemma 2 bends its products, gpt-oss has sinks, DeepSeek 3.2 reads few keys: none would be what the model is.
+
+    The last one reads 16, so in a row of 8 tokens nothing shows.
+    """
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **more})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     make_twice_differentiable(model, IDS)

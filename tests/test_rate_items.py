@@ -304,6 +304,22 @@ def test_default_folder_is_named_for_the_corpus(tmp_path: Path, run: Run) -> Non
     assert (tmp_path / "runs" / "small" / STAGE / "verdicts.jsonl").exists()
 
 
+def test_a_test_split_that_the_rater_has_seen_is_told_of(tmp_path: Path, run: Run) -> None:
+    """What embedded observes is fitted to the train split; of another seed that split has items of this one's test."""
+    corpus = load_corpus(DEMO)
+    made, other = split_corpus(corpus, 0), split_corpus(corpus, 1)
+    fitted = {corpus.item_ids[item] for item in made.indices("train")}
+    mixed = [corpus.item_ids[item] for item in other.indices("test") if corpus.item_ids[item] in fitted]
+    assert 0 < len(mixed) < len(other.indices("test"))
+    assert "were seen" not in run("--model", "embedded", "--corpus", "demo", "--limit", 2, "--out", tmp_path / "o").err
+    given = ("--rater", tmp_path / "o" / "rater.yaml", "--corpus", "demo")
+    said = run(*given, "--split-seed", 1, "--out", tmp_path / "p").err
+    assert f"{len(mixed)} of these items, or items of their group, were seen in making the rater" in said
+    assert "--split-seed" in said
+    dev = ("--split", "dev", "--split-seed", 1, "--limit", 2)
+    assert "were seen" not in run(*given, *dev, "--out", tmp_path / "d").err
+
+
 def test_without_a_split_all_items_are_rated_and_no_split_is_written(tmp_path: Path, run: Run) -> None:
     corpus = make_corpus(tmp_path / "c", count=2)  # too few for a split
     run("--corpus", corpus, "--model", "embedded", "--split", "all", "--out", "run")

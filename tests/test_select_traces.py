@@ -22,6 +22,7 @@ from pipelines.select_traces import main as select_traces
 from raters.influence.harm import doubt_of, influence_of, unexpected_of, weights_remark
 from raters.influence.recording import FOLDER, read_examples
 from raters.influence.report import influence_report_html
+from raters.influence.tuned_runs import TunedRun
 from raters.records import StorageError
 from raters.training_models import load_base
 from tests.stage_runs import calls_of, environment, kill, read, refused_line, run_alone, started, wait_until
@@ -92,12 +93,29 @@ def test_what_it_leaves_and_what_is_trained_on_it(place: Path, run: Any, tmp_pat
     first = said_of[records[0]["example_id"]].splitlines()[0]
     assert f"{records[0]['example_id']}: label" in said.out
     assert said.out.index(first) > said.out.index(records[0]["example_id"])
+    for record in records[:3]:
+        if record["score"] < 0:
+            line = next(line for line in said.out.splitlines() if line.startswith(f"  {record['example_id']}: "))
+            assert line.endswith("sign not certain") == (not record["harmful"])
     arguments = ["--traces", str(out), "--base", "student", *TRAIN, "--out", str(tmp_path / "again")]
     assert finetune_rater(arguments) == 0
     again = json.loads((tmp_path / "again" / "summary.json").read_text())
     assert again["traces"] == len(kept)
     asked = ["--run", str(tmp_path / "again"), "--out", str(tmp_path / "o")]
     assert "was trained without --record-trajectory" in run(*asked, status=2).err
+
+
+def test_attention_is_tried_on_the_longest_trace(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window would show in no shorter one."""
+    rows = sorted(read_examples(place / "tuned" / FOLDER), key=lambda row: len(row["input_ids"]))
+    assert len(rows[0]["input_ids"]) < len(rows[-1]["input_ids"])
+    monkeypatch.setattr("raters.influence.tuned_runs.read_examples", lambda folder: rows)
+    tried = []
+    monkeypatch.setattr(
+        "raters.influence.tuned_runs.make_twice_differentiable", lambda model, ids: tried.append(ids.shape)
+    )
+    TunedRun.open(place / "tuned", place / "tuned" / "adapter")
+    assert tried == [(1, len(rows[-1]["input_ids"]))]
 
 
 def test_own_losses_are_those_of_the_base_before_training(place: Path, run: Any, tmp_path: Path) -> None:
@@ -159,13 +177,25 @@ def test_unexpected_losses_by_hand() -> None:
          "--query agreement --no-renormalize", "--horizon 2"))],
 )  # fmt: skip
 def test_every_way_to_score(place: Path, run: Any, tmp_path: Path, more: str) -> None:
-    run("--run", place / "tuned", "--out", tmp_path / "o", *more.split())
+    said = run("--run", place / "tuned", "--out", tmp_path / "o", *more.split())
     records = read(tmp_path / "o" / "influence.jsonl")
     assert len({record["score"] for record in records}) > 5
     has_proxy = not any(name in more for name in ("sgd", "--no-error-proxy", "tracin", "less"))
     assert all((record["error_proxy"] is not None) == has_proxy for record in records)
     assert all((record["low"] is None) == ("--folds 1" in more) for record in records)
+    page = (tmp_path / "o" / "report.html").read_text()
+    chance = json.loads((tmp_path / "o" / "summary.json").read_text())["expected_by_chance"]
+    if "--folds 1" in more:  # no sign can be certain
+        assert not any(record["harmful"] or record["helpful"] for record in records)
+        assert chance == 0
+        assert "on a single fold no sign is certain" in said.out
+        assert "On a single fold no sign is certain" in page
+        assert "would be called so" not in said.out + page
+    else:
+        assert chance == pytest.approx(0.025 * sum(record["score"] != 0 for record in records))
+        assert ("the proxy of its error is smaller" in page) == has_proxy
     tells_parts = "less" not in more and "tracin" not in more
+    assert ("predicted change of that loss" in page) == tells_parts  # of the others only the order means something
     assert all(
         (record["reasoning"] is not None) == (record["verdict"] is not None) == tells_parts for record in records
     )
@@ -180,6 +210,10 @@ def test_selecting_while_training_leaves_a_rater(place: Path, run: Any, tmp_path
     assert {record["reasoning"] for record in records} == {record["verdict"] for record in records} == {None}
     for record in records:
         assert record["dropped"] == (record["seen"] > 0 and 2 * record["kept"] < record["seen"])
+    page = (out / "report.html").read_text()
+    assert "more than half of the steps" in page
+    assert "harmful / helpful" not in page  # neither is said where training itself selects
+    assert "would be called so" not in page
     rated = ["--rater", str(out / "rater.yaml"), "--limit", "4", "--draws", "1", "--out", str(tmp_path / "rated")]
     assert rate_items(rated) == 0
     assert (out / "adapter" / "adapter_model.safetensors").read_bytes() != (

@@ -24,7 +24,9 @@ from torch.autograd.function import once_differentiable
 
 NAME = "judgeseye_twice"
 """Under which transformers knows it."""
-_UNKNOWN = ("softcap", "s_aux", "position_bias")
+_IN_THE_MASK_OR_THE_CACHE = {"sliding_window", "is_causal", "position_ids", "use_cache", "output_attentions"}
+"""What models tell their attention and this one need not know. All else, such as sinks, a bend of the products or which
+keys are read, changes what attention is, perhaps only in rows longer than the one that it was tried on."""
 _BYTES_IN_A_CACHE, _BYTES_ON_A_GPU = 2**19, 2**28
 _MOST_DIFFERENCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """Of logits, as a share of the largest one: rounding, and no more. The plain one never has more than single precision.
@@ -35,14 +37,14 @@ def make_twice_differentiable(model: Any, input_ids: torch.Tensor) -> None:
     """Give a model this attention if it then says what it says with transformers' plain one, or else that one.
 
     Args:
-        model: Of transformers.
-        input_ids: (rows, tokens) what it is tried on.
+        model: Of transformers, where it is to run.
+        input_ids: (rows, tokens) what it is tried on: the longest there is, since a window shows in no shorter row.
     """
     _register()
     wanted = _logits(model, "eager", input_ids)
     try:
         found = _logits(model, NAME, input_ids)
-    except (NotImplementedError, AttributeError, KeyError, TypeError, ValueError):  # another kind of model
+    except (RuntimeError, AttributeError, LookupError, TypeError, ValueError):  # another kind of model
         found = torch.full_like(wanted, torch.nan)
     difference = float((found - wanted).abs().max() / wanted.abs().max())
     if not difference <= _MOST_DIFFERENCE[model.dtype]:
@@ -96,7 +98,8 @@ def _for_transformers(
     Raises:
         NotImplementedError: If the model's attention is of another kind.
     """
-    other = [name for name in _UNKNOWN if more.get(name) is not None] + ["dropout"] * (dropout > 0)
+    other = [name for name in more if more[name] is not None and name not in _IN_THE_MASK_OR_THE_CACHE]
+    other += ["dropout"] * (dropout > 0)
     if other:
         raise NotImplementedError(f"attention with {', '.join(other)}")
     shared = query.shape[1] // key.shape[1]

@@ -61,8 +61,9 @@ def influence_report_html(
         markup("<h2>Least expected</h2>"),
         markup(
             "<p>Those with the highest loss of their own before training: the mean negative log-likelihood of their "
-            "tokens, in nats (median {:.2f}). Read them first where reasoning may belong to another item, which this "
-            "finds more surely than a score does; odd but honest ones stand here too. {} far above the others: "
+            "tokens, in nats (median {:.2f}). Read them first where reasoning may belong to another item: of the "
+            "student, on traces of the rule reader, this found such ones more surely than scores did. Odd traces stand "
+            "here too, and those whose rating does not follow from their reasoning. {} far above the others: "
             "unexpected.</p>",
             summary["median_own_loss"],
             f"{summary['unexpected']:,} {'is' if summary['unexpected'] == 1 else 'are'}",
@@ -74,14 +75,18 @@ def influence_report_html(
 
 def _facts(summary: Mapping[str, Any]) -> Markup:
     ahead = "to the end of the run" if summary["horizon"] is None else f"{summary['horizon']} steps"
+    unrolled = summary["attributor"] not in ("tracin", "less")
+    score = "predicted change of that loss if a trace is removed" if unrolled else "likeness to what lowers that loss"
+    if summary["online"]:
+        score += ", summed over the steps that saw it"
     rows = [
         ("loss asked about", _QUERIES[summary["query"]]),
-        ("score", "predicted change of that loss if a trace is removed; below 0 the trace is harmful"),
+        ("score", f"{score}; below 0 the trace is harmful"),
         ("attributor", summary["attributor"] + (", while training" if summary["online"] else "")),
-        ("look-ahead", ahead),
+        *([("look-ahead", ahead)] if unrolled else []),
         ("run", f"{summary['steps']:,} steps on {summary['traces']:,} traces"),
         ("dev items", f"{summary['dev_items']:,} in {summary['folds']} folds"),
-        ("harmful / helpful", f"{summary['harmful']:,} / {summary['helpful']:,}"),
+        *([] if summary["online"] else [("harmful / helpful", f"{summary['harmful']:,} / {summary['helpful']:,}")]),
         ("unexpected", f"{summary['unexpected']:,}"),
         ("left out of traces.jsonl", f"{summary['dropped']:,}"),
     ]
@@ -90,16 +95,22 @@ def _facts(summary: Mapping[str, Any]) -> Markup:
 
 def _doubts(summary: Mapping[str, Any]) -> Markup:
     """Return what to keep in mind, and a warning where the linearisation does not hold."""
-    notes = [
-        markup(
-            "<p>A trace is called harmful or helpful if its score has the same sign over the folds at {:.0f} % and the "
-            "proxy of its error is smaller than the score. About {:.0f} of either would be called so without any "
-            "effect.</p>",
-            100 * summary["confidence"],
-            summary["expected_by_chance"],
-        )
-    ]
-    if (ratio := summary["proxy_over_score"]) is not None:
+    ratio = summary["proxy_over_score"]
+    if summary["online"]:
+        notes = [markup("<p>A trace is left out if more than half of the steps that saw it left it out.</p>")]
+    elif summary["folds"] < 2:
+        notes = [markup("<p>On a single fold no sign is certain: no trace is called harmful or helpful.</p>")]
+    else:
+        notes = [
+            markup(
+                "<p>A trace is called harmful or helpful if its score has the same sign over the folds at {:.0f} %{}. "
+                "About {:.0f} of either would be called so without any effect.</p>",
+                100 * summary["confidence"],
+                "" if ratio is None else " and the proxy of its error is smaller than the score",
+                summary["expected_by_chance"],
+            )
+        ]
+    if ratio is not None:
         notes.append(markup("<p>The proxy of the scores' error is {:.2f} of a score in the median.</p>", ratio))
     if doubt := doubt_of(summary):
         notes.append(markup('<p class="bad">{}.</p>', doubt[0].upper() + doubt[1:]))
@@ -174,12 +185,13 @@ def _list(
 
 def _trace(record: Record, trace: Record, inputs: Mapping[str, str]) -> Markup:
     kind = "harmful" if record["harmful"] else "helpful" if record["helpful"] else ""
+    doubtful = "" if kind else ", sign not certain"
     interval = "" if record["low"] is None else f" [{record['low']:+.2e}, {record['high']:+.2e}]"
     proxy = "" if record["error_proxy"] is None else f", proxy of its error {record['error_proxy']:.1e}"
     swapped = ", shown in exchanged order" if trace["swapped"] else ""
     fields = join(markup("<dt>{}</dt><dd>{}</dd>", name, text) for name, text in inputs.items())
     return markup(
-        '<section class="trace {}"><h3>{}</h3><p>label {}{}; score {:+.2e}{}{}; own loss {:.2f}{}</p>'
+        '<section class="trace {}"><h3>{}</h3><p>label {}{}; score {:+.2e}{}{}{}; own loss {:.2f}{}</p>'
         '<details><summary>the item</summary><dl class="read">{}</dl></details><pre>{}</pre></section>',
         kind,
         record["example_id"],
@@ -188,6 +200,7 @@ def _trace(record: Record, trace: Record, inputs: Mapping[str, str]) -> Markup:
         record["score"],
         interval,
         proxy,
+        doubtful,
         record["own_loss"],
         ", unexpected" if record["unexpected"] else "",
         fields,

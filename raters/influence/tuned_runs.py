@@ -74,14 +74,16 @@ class TunedRun:
         about = trajectory.header.about
         loaded = load_base(about["base"], about["dtype"], four_bit=False, chat_template=chat_template)
         rows = read_examples(folder / FOLDER)
-        make_twice_differentiable(loaded.model, torch.tensor([rows[0]["input_ids"]]))
         fingerprint = fingerprint_of(loaded)
         loaded = with_adapter(loaded, adapter)
         if torch.cuda.is_available():
             loaded.model.to("cuda")
+        model = _frozen(loaded.model)
+        longest = max((row["input_ids"] for row in rows), key=len)
+        make_twice_differentiable(model.get_base_model(), torch.tensor([longest]))
         ordinal = None if about["ordinal"] is None else OrdinalTerm(**about["ordinal"])
         losses = AnswerLosses(
-            _frozen(loaded.model),
+            model,
             trajectory.header,
             rows,
             loaded.generation.pad_token_id,

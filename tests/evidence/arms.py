@@ -30,7 +30,7 @@ from raters.models.protocol import SamplingSettings
 from raters.prompts import load_prompt
 from raters.questions import Question, fit_to_corpus
 from raters.rater_draws import read_draws
-from raters.rater_files import default_aggregate
+from raters.rater_files import default_aggregate, read_rater
 from raters.scales import OrdinalScale, listed_labels
 from raters.splits import split_corpus
 
@@ -166,10 +166,17 @@ def ridge_figure(folder: Path, name: str, seed: int) -> float:
 
 
 def figure_of(folder: Path, name: str, ratings: Path) -> float:
-    """Return Kendall's tau-b of what the draws of a ratings.jsonl say together with people's gold label."""
+    """Return Kendall's tau-b of what the draws of a ratings.jsonl say together with people's gold label.
+
+    Raises:
+        ValueError: If the rater, whose rater.yaml stands beside them, has seen any of the items in its making.
+    """
     corpus = load_corpus(folder)
     dimension = corpus.dimensions[name]
     draws = read_draws(ratings, "rater", corpus, dimension, default_aggregate(dimension.scale))
+    seen = read_rater(ratings.parent / "rater.yaml").seen.touched(corpus, draws.items)
+    if len(seen):
+        raise ValueError(f"{ratings}: {len(seen)} of {len(draws.items)} items were seen in making the rater")
     return _tau(corpus, dimension, draws.items, said(draws, dimension.scale))
 
 

@@ -104,14 +104,13 @@ class Case:
     def rate(self, name: str, *arguments: object) -> None:
         """Note the test figure of a rater."""
         run = self.out / f"{name}-test"
-        bounds = ("--limit", TEST_ITEMS, "--draws", TEST_DRAWS, *FAST)
+        bounds = ("--split-seed", self.seed, "--limit", TEST_ITEMS, "--draws", TEST_DRAWS, *FAST)
         self._once(run.name, "rate_items", "--corpus", self.corpus, *arguments, *bounds, "--out", run)
         self.found[name] = figure_of(self.corpus, self.dimension, run / "ratings.jsonl")
 
     def rate_base(self, name: str, *arguments: object) -> None:
         """Note the test figure of the untuned student."""
-        question = ("--model", "student", "--dimension", self.dimension, "--split-seed", self.seed)
-        self.rate(name, *question, *arguments)
+        self.rate(name, "--model", "student", "--dimension", self.dimension, *arguments)
 
     def _once(self, name: str, *arguments: object) -> None:
         once(self.out / f"{name}.json", lambda: stage(str(arguments[0]), *arguments[1:]) or {})

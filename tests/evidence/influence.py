@@ -65,11 +65,13 @@ class Recorded:
     Attributes:
         corpus: Folder.
         dimension: What is rated.
+        seed: Of the split, and of all else.
         folder: Of the run of finetune_rater.
     """
 
     corpus: Path
     dimension: str
+    seed: int
     folder: Path
 
     @cached_property
@@ -104,10 +106,10 @@ class Recorded:
             write_adapter(self.tuned, parameters, folder / "adapter")
             sha256 = adapter_sha256(folder / "adapter")
             replace(self.spec, adapter="adapter", adapter_sha256=sha256).write(folder / "rater.yaml")
-            bounds = ("--limit", TEST_ITEMS, "--draws", 8, "--batch-size", 128, "--concurrency", 256)
-            stage(
-                "rate_items", "--rater", folder / "rater.yaml", "--corpus", self.corpus, *bounds, "--out", folder / "r"
-            )
+            bounds = ("--split-seed", self.seed, "--limit", TEST_ITEMS, "--draws", 8)
+            pace = ("--batch-size", 128, "--concurrency", 256)
+            rated = ("--rater", folder / "rater.yaml", "--corpus", self.corpus, *bounds, *pace)
+            stage("rate_items", *rated, "--out", folder / "r")
             return figure_of(self.corpus, self.dimension, folder / "r" / "ratings.jsonl")
 
 
@@ -120,7 +122,7 @@ def recorded(corpus: Path, dimension: str, seed: int, out: Path, traces: Path, l
         out.with_name(f"{out.name}.json"),  # not with_suffix: names may end in a rate, 0.002
         lambda: stage("finetune_rater", *given, *schedule, *rating, "--record-trajectory", "--out", out) or {},
     )
-    return Recorded(corpus, dimension, out)
+    return Recorded(corpus, dimension, seed, out)
 
 
 def clearer_traces(corpus: Path, dimension: str, seed: int, out: Path) -> Path:
@@ -136,11 +138,19 @@ def clearer_traces(corpus: Path, dimension: str, seed: int, out: Path) -> Path:
     return under
 
 
-def corrupted_copy(run: Path, out: Path, seed: int) -> tuple[Path, list[int]]:
+def corrupted_copy(run: Path, out: Path, seed: int, *, same_label: bool = False) -> tuple[Path, list[int]]:
     """Write a copy of a run in which a fifth of the traces have the reasoning of another item of another label.
 
-    Labels and ratings stay. Returns its folder and the places of the corrupted traces.
+    Labels and ratings stay. Of the same label (and order of a pair) the reasoning still comes to the rating behind it.
+    Returns its folder and the places of the corrupted traces.
     """
+
+    def fits(other: Mapping[str, Any], one: Mapping[str, Any]) -> bool:
+        if not same_label:
+            return bool(other["label"] != one["label"])
+        alike = all(other[name] == one[name] for name in ("label", "swapped"))
+        return alike and bool(other["item_id"] != one["item_id"])
+
     records = [json.loads(line) for line in (run / "traces.jsonl").read_text(encoding="utf-8").splitlines()]
     chance = np.random.default_rng(seed)
     chosen = np.sort(chance.choice(len(records), round(CORRUPTED * len(records)), replace=False)).tolist()
@@ -149,7 +159,7 @@ def corrupted_copy(run: Path, out: Path, seed: int) -> tuple[Path, list[int]]:
         shutil.copytree(run, out, dirs_exist_ok=True)
         changed = list(records)
         for place in chosen:
-            others = [other for other in records if other["label"] != records[place]["label"]]
+            others = [other for other in records if fits(other, records[place])]
             other = others[int(chance.integers(len(others)))]
             rating = records[place]["completion"][-1]["content"].rpartition("<rating>")[2]
             before = other["completion"][-1]["content"].rpartition("<rating>")[0]
@@ -165,10 +175,19 @@ def seen_places(case: Recorded) -> NDArray[np.int64]:
     return np.array(sorted({place for step in case.tuned.trajectory.steps for place in step.examples}))
 
 
+@torch.no_grad()
+def own_shares(case: Recorded, places: NDArray[np.int64]) -> Floats:
+    """Return (places, 2) the mean loss a token of each trace before training, as it is made up of the two parts."""
+    trajectory, losses = case.tuned.trajectory, case.tuned.losses
+    start, settings = trajectory.stored_state(0).parameters, trajectory.steps[0].settings
+    alone = (RecordedStep(settings, [place], [1.0]) for place in places.tolist())
+    found = torch.cat([losses.shares(start, batch) for step in alone for _, batch in losses.batches(step)])
+    return found.double().numpy()
+
+
 def own_losses(case: Recorded, places: NDArray[np.int64]) -> Floats:
     """Return the mean loss a token of each trace before training."""
-    start = case.tuned.trajectory.stored_state(0).parameters
-    found: Floats = case.tuned.losses.mean_losses(start, lambda count: None).double().numpy()[places]
+    found: Floats = own_shares(case, places).sum(1)
     return found
 
 
@@ -203,6 +222,18 @@ def finding(case: Recorded, corrupted: Sequence[int]) -> dict[str, float]:
     return {
         **{name: float(wanted[np.argsort(scores, kind="stable")[:count]].mean()) for name, scores in ways.items()},
         "by chance": float(wanted.mean()),
+    }
+
+
+def told_by_own_loss(case: Recorded, corrupted: Sequence[int], kind: str) -> dict[str, float]:
+    """Return the share of corrupted traces among as many of highest own loss: of all tokens, and of either part's."""
+    known = seen_places(case)
+    wanted, shares = np.isin(known, corrupted), own_shares(case, known)
+    ways = {"all tokens": shares.sum(1), "reasoning alone": shares[:, 0], "verdict alone": shares[:, 1]}
+    count = int(wanted.sum())
+    return {
+        f"{kind}: {name}": float(wanted[np.argsort(-losses, kind="stable")[:count]].mean())
+        for name, losses in ways.items()
     }
 
 
@@ -304,24 +335,32 @@ def opposite(case: Recorded, horizon: int) -> dict[str, float]:
     return {"tau": case.test_figure(found.state.parameters), "kept": float(found.kept.sum() / found.seen.sum())}
 
 
-def some_rows(order: Floats, share: float) -> Weights:
-    """Return weights that leave each step a share of its rows, those whose trace is first in some order (examples,)."""
+def some_rows(order: Callable[[RecordedStep], Floats], share: float) -> Weights:
+    """Return weights that leave each step a share of its rows, those that are first in some order (rows,)."""
 
     def weights(step: RecordedStep) -> torch.Tensor:
         count = max(round(share * len(step.examples)), 1)
         stays = torch.zeros(len(step.examples), dtype=torch.float64)
-        stays[np.argsort(order[step.examples], kind="stable")[:count].copy()] = 1
+        stays[np.argsort(order(step), kind="stable")[:count].copy()] = 1
         return stays / (stays @ torch.tensor(step.weights, dtype=torch.float64))
 
     return weights
 
 
+def at_random(seed: int) -> Callable[[RecordedStep], Floats]:
+    """Return an order of rows, anew at every step as selection's is: one of traces would leave many never learned."""
+    return lambda step: np.random.default_rng([seed, 1, step.settings.number]).random(len(step.examples))
+
+
 def fewer(case: Recorded, share: float, seed: int | None) -> dict[str, float]:
     """Return the test figure of training on a share of each step's rows, at random or (no seed) of least own loss."""
     tuned = case.tuned
-    count = tuned.trajectory.num_examples
-    order = own_losses(case, np.arange(count)) if seed is None else np.random.default_rng([seed, 1]).random(count)
-    state = retrain(tuned.trajectory, tuned.losses, some_rows(order, share))
+    if seed is None:
+        losses = own_losses(case, np.arange(tuned.trajectory.num_examples))
+        weights = some_rows(lambda step: losses[step.examples], share)
+    else:
+        weights = some_rows(at_random(seed), share)
+    state = retrain(tuned.trajectory, tuned.losses, weights)
     return {"tau": case.test_figure(state.parameters), "kept": share}
 
 
@@ -364,7 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--parts",
         nargs="*",
-        default=["proxy", "traces", "unexpected", "cleaning", "left-out", "online"],
+        default=["proxy", "traces", "unexpected", "own", "cleaning", "left-out", "online"],
         help="run these alone",
     )
     options = parser.parse_args(arguments)
@@ -420,6 +459,20 @@ def _work(options: argparse.Namespace) -> Sequence[tuple[Path, Callable[[], Mapp
 
             if "unexpected" in options.parts:
                 work.append((place / "unexpected.json", unexpected))
+
+            def told(
+                corpus: Path = corpus, dimension: str = dimension, seed: int = seed, place: Path = place
+            ) -> dict[str, float]:
+                traces = clearer_traces(corpus, dimension, seed, place)
+                found: dict[str, float] = {}
+                for kind, name in (("of another label", "corrupted"), ("of the same label", "corrupted-alike")):
+                    copy, chosen = corrupted_copy(traces, place / name, seed, same_label=name != "corrupted")
+                    case = recorded(corpus, dimension, seed, place / f"tuned-{name}", copy)
+                    found |= told_by_own_loss(case, chosen, kind)
+                return found
+
+            if "own" in options.parts:
+                work.append((place / "own.json", told))
             if "cleaning" in options.parts:
                 work.append((place / "cleaning.json", cleaned))
             if "traces" in options.parts:
@@ -514,7 +567,12 @@ def page(out: Path) -> str:
                 one = found[0]
                 proxy.append([f"{lr:g}", str(steps), *(f"{one[name]:.2f}" for name in _PROXY)])
     online_head, by_way, beside = _online_tables(out)
-    shares = [one["kept"] for one in _read(out, f"*/*/online-*-{ONLINE_HORIZONS[0]}.json")]
+    shares = [
+        one["kept"]
+        for task in ONLINE_TASKS
+        for lr in ONLINE_LRS
+        for one in _read(out, f"{task}/*/online-{lr}-{ONLINE_HORIZONS[0]}.json")
+    ]
     kept = f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "a part"
     seeds = ", ".join(f"{task} {count}" for task, count in counts.items())
     return f"""# Which traces help and which harm
@@ -543,7 +601,13 @@ What select_traces calls unexpected, without knowing how many are corrupted: sha
 
 {table(["among", *TASKS], rows_of("unexpected"))}
 
-Training again without as many as are corrupted, those left averaging for them (τ-b on test items):
+What a trace's own loss before training goes by: where the reasoning of another label stands before the rating, the
+two contradict each other within the trace, which is no longer so with another item's reasoning of the same label.
+
+{table(["exchanged for reasoning, and loss of", *TASKS], rows_of("own"))}
+
+Training again without as many as are corrupted, those left averaging for them, as in the scores by which they are
+chosen (τ-b on test items):
 
 {table(["trained on", *TASKS], rows_of("cleaning"))}
 
@@ -568,7 +632,8 @@ Less training without a random tenth, paired over seeds:
 On corrupted traces, {len(ONLINE_SEEDS)} seeds at most. τ-b on test items by how many steps are looked ahead, K.
 Selection with K = {ONLINE_HORIZONS[0]} learns from {kept} of the rows; `random` and `least own loss`
 from as many of each step's. The opposite learns from what K = {ONLINE_HORIZONS[0]} shows to harm and has to come out
-below. Selection sees the labels of {DEV_ITEMS} dev items, which training on all traces does not.
+below. Selection sees the labels of {DEV_ITEMS} dev items, and for them the draws of the rater that all traces made;
+training on all traces sees neither.
 
 {table(online_head, by_way)}
 
