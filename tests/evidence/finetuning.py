@@ -297,7 +297,7 @@ def page(out: Path) -> str:
         return shown([one[arm] - one[other] for one in found], sign="+")
 
     arms = [*ARMS, "ridge"]
-    rows = [[arm, *(cells(found, [arm])[0] for found in tasks.values()), ARMS.get(arm, "knows labels, reads no traces")]
+    rows = [[arm, *(cells(found, [arm])[0] for found in tasks.values()), ARMS.get(arm, "knows labels, reads no traces; on all test items")]
             for arm in arms]  # fmt: skip
     differences = [
         [f"{arm} − {other}", *(against(found, arm, other) if found else "-" for found in tasks.values())]
