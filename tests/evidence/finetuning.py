@@ -285,6 +285,9 @@ def _figures(folder: Path, name: str = "figures") -> list[Mapping[str, float]]:
     return [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob(f"*/{name}.json"))]
 
 
+_RIDGE = "knows labels, reads no traces; on all test items"
+
+
 def page(out: Path) -> str:
     """Return the page of results, of all that is done."""
     tasks = {task: _figures(out / task) for task in TASKS}
@@ -297,7 +300,7 @@ def page(out: Path) -> str:
         return shown([one[arm] - one[other] for one in found], sign="+")
 
     arms = [*ARMS, "ridge"]
-    rows = [[arm, *(cells(found, [arm])[0] for found in tasks.values()), ARMS.get(arm, "knows labels, reads no traces; on all test items")]
+    rows = [[arm, *(cells(found, [arm])[0] for found in tasks.values()), ARMS.get(arm, _RIDGE)]
             for arm in arms]  # fmt: skip
     differences = [
         [f"{arm} − {other}", *(against(found, arm, other) if found else "-" for found in tasks.values())]

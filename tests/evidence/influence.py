@@ -540,7 +540,9 @@ def _online_tables(out: Path) -> tuple[list[str], list[list[str]], list[list[str
 
 def page(out: Path) -> str:
     """Return the page of results, of all that is done."""
-    counts = {task: len(_read(out, f"{task}/*/finding.json")) for task in TASKS}
+
+    def seeds(name: str) -> str:
+        return ", ".join(f"{task} {len(_read(out, f'{task}/*/{name}.json'))}" for task in TASKS)
 
     def rows_of(name: str) -> list[list[str]]:
         by_task = {task: _read(out, f"{task}/*/{name}.json") for task in TASKS}
@@ -574,14 +576,13 @@ def page(out: Path) -> str:
         for one in _read(out, f"{task}/*/online-{lr}-{ONLINE_HORIZONS[0]}.json")
     ]
     kept = f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "a part"
-    seeds = ", ".join(f"{task} {count}" for task, count in counts.items())
     return f"""# Which traces help and which harm
 
 Made by `python -m tests.evidence.influence --corpora ../shared/data`. Base: `student`, 0.85 M weights; generator of
 traces: `embedded`, the rule reader, under a guideline refined on the same items; neither is a language model. {ITEMS}
 labelled items, {STEPS} AdamW steps of {BATCH} traces at learning rate {LR:g}, LoRA of rank 16 (155,648 numbers).
-Figures are means over the split seeds that are done (of five; {seeds})
-± the half width of the 95 % interval over seeds (Student's t).
+Figures are means over split seeds ± the half width of the 95 % interval over seeds (Student's t); a figure without ±
+is of one seed. Test items are those of the seed's own split, which neither traces nor dev have seen.
 
 ## Scores against leaving out
 
@@ -590,6 +591,8 @@ student trained again; {LEFT_OUT} traces in turn, {len(LEFT_OUT_SEEDS)} seeds at
 
 {table(["scores", *TASKS], rows_of("left-out"))}
 
+Seeds done: {seeds("left-out")}.
+
 ## Finding corrupted traces
 
 {100 * CORRUPTED:.0f} % of the traces have the reasoning of another item with another label; labels and ratings are
@@ -597,19 +600,27 @@ kept. Share of corrupted traces among as many that each way ranks as most harmfu
 
 {table(["ranked by", *TASKS], rows_of("finding"))}
 
+Seeds done: {seeds("finding")}.
+
 What select_traces calls unexpected, without knowing how many are corrupted: share of traces called so.
 
 {table(["among", *TASKS], rows_of("unexpected"))}
+
+Seeds done: {seeds("unexpected")}.
 
 What a trace's own loss before training goes by: where the reasoning of another label stands before the rating, the
 two contradict each other within the trace, which is no longer so with another item's reasoning of the same label.
 
 {table(["exchanged for reasoning, and loss of", *TASKS], rows_of("own"))}
 
+Seeds done: {seeds("own")}.
+
 Training again without as many as are corrupted, those left averaging for them, as in the scores by which they are
 chosen (τ-b on test items):
 
 {table(["trained on", *TASKS], rows_of("cleaning"))}
+
+Seeds done: {seeds("cleaning")}.
 
 Less training on all of them, paired over seeds:
 
@@ -622,6 +633,8 @@ again in the same order without a tenth of the traces, those left averaging for 
 last two rows by `label`.
 
 {table(["trained on", *TASKS], rows_of("removing"))}
+
+Seeds done: {seeds("removing")}.
 
 Less training without a random tenth, paired over seeds:
 
@@ -636,6 +649,8 @@ below. Selection sees the labels of {DEV_ITEMS} dev items, and for them the draw
 training on all traces sees neither.
 
 {table(online_head, by_way)}
+
+Seeds done: {seeds(f"online-{ONLINE_LRS[0]}-opposite")}.
 
 Less training on all of them, paired over seeds:
 
